@@ -1,0 +1,227 @@
+"""What a device offers, and what it may ask of its host.
+
+A device is a set of regions and interrupts, as VFIO sees a device: the host forwards region accesses, and the
+device answers at once (register handlers are synchronous, because a transport may call them from inside C).
+Anything that needs guest memory is *deferred work*: an ``async`` function handed to :meth:`Host.defer`, that may
+await nothing but :class:`GuestMemory` and :func:`devices.work.pause`. With memory that the client shared it runs
+through without suspending; without, it suspends until the client has answered a message.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Any, NamedTuple, Protocol
+
+from devices.work import Request
+
+Work = Coroutine[Request, Any, Any]
+"""A coroutine that awaits only what the host's memory and :func:`devices.work.pause` give it."""
+
+
+class Prot(IntFlag):
+    """Access to guest memory; the bits of VFIO_DMA_MAP_FLAG_READ and _WRITE."""
+
+    READ = 1
+    WRITE = 2
+
+
+class RegionAccess(IntFlag):
+    """What a client may do with a region through messages."""
+
+    NONE = 0
+    READ = 1
+    WRITE = 2
+
+
+class GuestRange(NamedTuple):
+    """``length`` bytes of guest memory at guest physical (or IO virtual) address ``address``."""
+
+    address: int
+    length: int
+
+
+class DmaSegment(NamedTuple):
+    """``length`` bytes at consecutive bus addresses from ``dma_addr``."""
+
+    dma_addr: int
+    length: int
+
+
+class GuestMemoryError(OSError):
+    """Guest memory could not be reached; ``errno`` says why.
+
+    EINVAL: not mapped by the client. EPERM: mapped without the access asked for. ENOMEM: over the limit of locked
+    pages. EOVERFLOW: the range wraps. EFAULT: not shared, so it cannot be pinned. ENODEV: the client is gone.
+    """
+
+
+class PinnedPages(Protocol):
+    """A pinned scatter list. Its memory stays mapped until :meth:`release` or until the client unmaps it."""
+
+    @property
+    def length(self) -> int:
+        """Bytes in all ranges together."""
+
+    @property
+    def segments(self) -> Sequence[DmaSegment]:
+        """The DMA segments of the ranges in order, neighbours coalesced."""
+
+    @property
+    def revoked(self) -> bool:
+        """True once the client has unmapped any of the pages, or the holder has released them."""
+
+    def views(self) -> Sequence[memoryview]:
+        """The memory in order, as few pieces as possible: one piece where the ranges meet on page borders.
+
+        A view is good until the next time that the device awaits or returns to its host; do not keep it.
+        Read-only unless pinned with :attr:`Prot.WRITE`. Raises :class:`GuestMemoryError` once revoked.
+        """
+
+    def release(self) -> None:
+        """Drop one reference per page. Calling it again does nothing."""
+
+
+class GuestMemory(Protocol):
+    """Guest memory as the device addresses it: guest physical, or IO virtual behind a vIOMMU."""
+
+    def read(self, address: int, length: int) -> Awaitable[bytes]:
+        """Copy ``length`` bytes out of the guest. Raises :class:`GuestMemoryError`."""
+
+    def write(self, address: int, data: bytes | memoryview) -> Awaitable[None]:
+        """Copy ``data`` into the guest. Raises :class:`GuestMemoryError`."""
+
+    def view(self, address: int, length: int, prot: Prot) -> memoryview | None:
+        """Shared guest memory in place, or None where it is not one piece of one shared mapping.
+
+        Good until the next time that the device awaits or returns to its host. Raises :class:`GuestMemoryError`
+        where the range is not mapped, or not for ``prot``.
+        """
+
+    def pin_pages(
+        self, ranges: Sequence[GuestRange], prot: Prot, on_unmap: Callable[[PinnedPages], None]
+    ) -> PinnedPages:
+        """Pin every page of ``ranges``, all or nothing. Raises :class:`GuestMemoryError`.
+
+        ``on_unmap(pages)`` is called when the client takes any of the memory away: the holder should release the
+        pages there and then; what it does not release is revoked when the callback returns.
+        """
+
+
+class Log(Protocol):
+    """A bound structured logger: one event name, and what identifies it."""
+
+    def debug(self, event: str, **fields: object) -> object:
+        """Say what only a developer cares about."""
+
+    def info(self, event: str, **fields: object) -> object:
+        """Say what an operator cares about."""
+
+    def warning(self, event: str, **fields: object) -> object:
+        """Say what an operator should look at."""
+
+
+class Host(Protocol):
+    """What a device may ask of whatever hosts it."""
+
+    @property
+    def memory(self) -> GuestMemory:
+        """The memory of the client that is attached now; empty while none is."""
+
+    @property
+    def log(self) -> Log:
+        """Where the device reports what happened to it."""
+
+    def trigger(self, index: int, vector: int) -> None:
+        """Raise interrupt ``vector`` of VFIO IRQ index ``index``; does nothing where the client set up none."""
+
+    def defer(self, work: Work) -> None:
+        """Run ``work`` after the access at hand has been answered, after all work deferred before it."""
+
+    def clock(self) -> int:
+        """Monotonic time in nanoseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class MmapArea:
+    """A page-aligned part of a region that clients may map: ``length`` bytes at ``offset`` in the region."""
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class SharedMemory:
+    """What backs the mappable areas of a region: the region's byte 0 is at ``offset`` in the file ``fd``."""
+
+    fd: int
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A VFIO region: a BAR, the configuration space, or nothing where ``size`` is 0."""
+
+    name: str
+    size: int = 0
+    access: RegionAccess = RegionAccess.NONE
+    mmap_areas: tuple[MmapArea, ...] = ()
+    shared: SharedMemory | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Irq:
+    """A VFIO interrupt index with ``count`` vectors."""
+
+    name: str
+    count: int = 0
+    maskable: bool = False
+    automasked: bool = False
+    noresize: bool = False
+
+
+class Device(ABC):
+    """A device model, hosted by a transport, a test or a replayer.
+
+    The host checks every access against :attr:`regions` (index, bounds, direction, size at most the negotiated
+    maximum) before the device sees it; the device decides what access widths mean.
+    """
+
+    name: str
+    """The model's name on the command line and in logs."""
+
+    @property
+    @abstractmethod
+    def regions(self) -> Sequence[Region]:
+        """The regions, by VFIO region index. Does not change."""
+
+    @property
+    @abstractmethod
+    def irqs(self) -> Sequence[Irq]:
+        """The interrupts, by VFIO IRQ index. Does not change."""
+
+    @abstractmethod
+    def connect(self, host: Host) -> None:
+        """A client is attached: use ``host`` until :meth:`disconnect`."""
+
+    @abstractmethod
+    def disconnect(self) -> None:
+        """The client is gone: let go of pins; keep the device's state (vfio-user, Client Disconnection)."""
+
+    @abstractmethod
+    def region_read(self, index: int, offset: int, count: int) -> bytes:
+        """Read ``count`` bytes; exactly as many are returned."""
+
+    @abstractmethod
+    def region_write(self, index: int, offset: int, data: memoryview) -> None:
+        """Write ``data``, which is good during the call only."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Return to the power-on state: pins released, queues stopped, no interrupt pending."""
+
+    def status(self) -> dict[str, object]:
+        """Counters and state for ``vgpud status``: JSON values."""
+        return {}
