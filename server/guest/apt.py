@@ -1,7 +1,7 @@
 """Debian packages without touching the system: apt with a state, sources and pins of its own, and no root.
 
-The machine's apt configuration is read first, so proxies, credentials and certificates are inherited; what would
-touch the system (its package state, its lists, its hooks) is replaced.
+The machine's apt configuration is read first, so proxies, credentials and certificates are inherited; what
+would touch the system (its package state, its lists, its hooks) is replaced.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ Description: taken as installed
 class Archive:
     """What apt is to choose from.
 
-    ``suites`` of the machine's mirror, binary (``deb``) or source packages (``deb-src``); ``pinned`` gives, by
-    suite, the source packages that come from it although another suite has them; ``provided`` names packages that
-    count as installed, so that nothing pulls them in.
+    ``suites`` of the machine's mirror, binary (``deb``) or source packages (``deb-src``); ``pinned`` gives,
+    by suite, the source packages that come from it although another suite has them; ``provided`` names
+    packages that count as installed, so that nothing pulls them in.
     """
 
     suites: tuple[str, ...]
@@ -75,7 +75,7 @@ class PrivateApt:
     """apt, with everything that it writes inside ``folder``. One user at a time: hold a lock around it."""
 
     def __init__(self, folder: Path, archive: Archive, report: Report) -> None:
-        """Lay out ``folder``. Raises :class:`GuestError` where the machine has no Debian archive configured."""
+        """Lay out ``folder``. Raises :class:`GuestError` where apt knows of no Debian archive."""
         self._folder = folder.absolute()
         self._report = report
         self._archives = self._folder / "cache/archives"
@@ -136,7 +136,9 @@ class PrivateApt:
         errors = self._folder / "errors"
         with (
             errors.open("w") as stderr,
-            subprocess.Popen(self._command(*command), stdout=subprocess.PIPE, stderr=stderr, text=True) as apt,
+            subprocess.Popen(
+                self._command(*command), stdout=subprocess.PIPE, stderr=stderr, text=True
+            ) as apt,
         ):
             assert apt.stdout is not None  # noqa: S101 - Popen gives what was asked for
             told = 0

@@ -14,7 +14,7 @@ from server.guest.progress import Report, to_nowhere
 
 
 def cache_dir(environ: Mapping[str, str] | None = None) -> Path:
-    """Return ``$VGPUD_CACHE``, else ``$XDG_CACHE_HOME/vgpud``, else ``~/.cache/vgpud`` (it may not exist yet).
+    """Return ``$VGPUD_CACHE``, else ``$XDG_CACHE_HOME/vgpud``, else ``~/.cache/vgpud``; it may not exist.
 
     A relative XDG_CACHE_HOME is ignored, as the XDG base directory specification asks for.
     """
@@ -26,10 +26,10 @@ def cache_dir(environ: Mapping[str, str] | None = None) -> Path:
 
 
 def provide(root: Path, name: str, make: Callable[[Path], None], report: Report = to_nowhere) -> Path:
-    """Return the folder ``root/name``; where it is missing, ``make`` fills a temporary one that is then renamed.
+    """Return the folder ``root/name``; where missing, ``make`` fills a temporary one that is then renamed.
 
-    An interrupted or failing ``make`` leaves no entry, and what a killed run left is removed by the next. A second
-    process that wants the same entry waits for the first. Whatever ``make`` raises goes to the caller.
+    An interrupted or failing ``make`` leaves no entry, and what a killed run left is removed by the next. A
+    second process that wants the same entry waits for the first. Whatever ``make`` raises goes to the caller.
     """
     entry = root / name
     if entry.is_dir():

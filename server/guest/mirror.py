@@ -19,8 +19,9 @@ _RELEASE_FILE = re.compile(r"^'(?P<base>[^']+?)/?/dists/(?P<suite>[^']+)/(?:In)?
 def debian_mirror() -> str:
     """Return the URI of the Debian archive in apt's configuration, or ``$VGPUD_MIRROR``.
 
-    ``apt-get update --print-uris`` lists what apt would fetch, in whatever format the sources are written, also on
-    a machine that never ran ``apt-get update``. Raises :class:`GuestError` where there is no such source.
+    ``apt-get update --print-uris`` lists what apt would fetch, in whatever format the sources are written,
+    also on a machine that never ran ``apt-get update``. Raises :class:`GuestError` where there is no such
+    source.
     """
     if own := os.environ.get("VGPUD_MIRROR"):
         return own

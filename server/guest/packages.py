@@ -1,7 +1,7 @@
 """The Debian packages that guests are made of, unpacked into the cache.
 
-Two entries, made on demand: QEMU with what it needs, and the guest's kernel and programs. The name of an entry
-contains a digest of its recipe, so a changed recipe is a new entry.
+Two entries, made on demand: QEMU with what it needs, and the guest's kernel and programs. The name of an
+entry contains a digest of its recipe, so a changed recipe is a new entry.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _TRIXIE = Archive(
 _MODULES = "./usr/lib/modules/*/kernel"
 _LEFT_OUT = (
     "./etc", "./var", "./usr/share/doc", "./usr/share/man", "./usr/share/locale", "./usr/share/lintian",
-    "./usr/bin/qemu-system-i386", "./usr/bin/qemu-system-x86_64-microvm", f"{_MODULES}/sound", f"{_MODULES}/net",
+    "./usr/bin/qemu-system-i386", "./usr/bin/qemu-system-x86_64-microvm",
+    f"{_MODULES}/sound", f"{_MODULES}/net",
     *(f"{_MODULES}/drivers/{drivers}" for drivers in ("net", "media", "scsi", "infiniband", "iio")),
     *(f"{_MODULES}/drivers/gpu/drm/{driver}" for driver in ("amd", "i915", "xe", "nouveau", "radeon")),
 )  # fmt: skip
@@ -60,7 +61,7 @@ GUEST = Recipe("guest", ("linux-image-amd64", "busybox-static", "libdrm-tests"))
 
 
 def unpacked(recipe: Recipe, report: Report = to_stderr) -> Path:
-    """Return the folder with the unpacked packages of ``recipe``, downloading them first where they are missing.
+    """Return the folder of the unpacked packages of ``recipe``, which are downloaded where missing.
 
     Raises :class:`GuestError` where they cannot be had.
     """
@@ -81,7 +82,7 @@ def unpacked(recipe: Recipe, report: Report = to_stderr) -> Path:
 
 
 def unpack(files: Sequence[Path], folder: Path, left_out: Sequence[str] = ()) -> None:
-    """Unpack the .deb ``files`` over each other in ``folder``, owned by the caller, without what matches ``left_out``."""
+    """Unpack the .deb ``files`` into one ``folder``, without what matches ``left_out``."""
     excluded = [f"--exclude={pattern}" for pattern in left_out]
     for file in files:
         content = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(file)], stdout=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""Finding a QEMU that speaks vfio-user: the user's, the one on PATH, or a private one from Debian's packages."""
+"""Finding a QEMU that speaks vfio-user: the user's, the one on PATH, or one from Debian's packages."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Qemu:
 
 
 def find_qemu(report: Report = to_stderr) -> Qemu:
-    """Return ``$VGPUD_QEMU``, else the one on PATH where it is new enough, else a private one (downloaded once).
+    """Return ``$VGPUD_QEMU``, else the one on PATH if new enough, else a private one (downloaded once).
 
     Raises :class:`GuestError` where none can be had, or where VGPUD_QEMU names one that will not do.
     """
@@ -65,7 +65,8 @@ def private_qemu(report: Report = to_stderr) -> Qemu:
 def inspect_qemu(argv: tuple[str, ...], env: Mapping[str, str] | None = None) -> Qemu:
     """Start the QEMU of ``argv`` to see what it is.
 
-    Raises :class:`GuestError` where it does not start, is older than :data:`OLDEST` or has no vfio-user client.
+    Raises :class:`GuestError` where it does not start, is older than :data:`OLDEST` or has no vfio-user
+    client.
     """
     env = env or {}
     match = _VERSION.search(_output((*argv, "--version"), env))

@@ -1,0 +1,95 @@
+"""Child processes that never outlive this one, and whose end can be awaited."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+_PR_SET_PDEATHSIG = 1
+_GRACE_SECONDS = 5.0
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Child:
+    """A running process. Its standard output and standard error come mixed, through :attr:`output`."""
+
+    def __init__(
+        self, command: Sequence[str], env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()
+    ) -> None:
+        """Start ``command`` with no input. Raises OSError where it cannot be started.
+
+        The kernel kills it when the *thread* that started it ends, so it is started from the event loop's
+        thread and not by :func:`trio.lowlevel.open_process`, which uses a short-lived one.
+        """
+        parent = os.getpid()
+
+        def die_with_parent() -> None:
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
+
+        self._process = subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=pass_fds,
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - this program has no threads
+        )
+        assert self._process.stdout is not None  # noqa: S101 - Popen gives what was asked for
+        self.output = trio.lowlevel.FdStream(os.dup(self._process.stdout.fileno()))
+        self._process.stdout.close()
+        self._pidfd = os.pidfd_open(self._process.pid)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, minus the signal's number after a signal, None while it runs."""
+        return self._process.poll()
+
+    async def wait(self) -> int:
+        """Wait until it has ended, and return its exit status."""
+        while (status := self._process.poll()) is None:
+            await trio.lowlevel.wait_readable(self._pidfd)
+        return status
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal; does nothing once it has ended."""
+        self._process.send_signal(number)
+
+    async def stop(self) -> None:
+        """End it: SIGTERM, and SIGKILL after a while. Safe to call in a cancelled scope."""
+        with trio.CancelScope(shield=True):
+            self._process.terminate()
+            with trio.move_on_after(_GRACE_SECONDS):
+                await self.wait()
+            self._process.kill()
+            self._process.wait()
+            await self.output.aclose()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+@asynccontextmanager
+async def started(
+    command: Sequence[str], env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()
+) -> AsyncIterator[Child]:
+    """Run ``command`` while the block lasts; it is gone when the block is left, however that happens."""
+    child = Child(command, env, pass_fds)
+    try:
+        yield child
+    finally:
+        await child.stop()
