@@ -1,0 +1,1 @@
+"""Virtio devices: the modern PCI transport and split virtqueues (virtio 1.3)."""
