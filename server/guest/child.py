@@ -11,22 +11,25 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from server.guest.lines import LineLog
+
 _PR_SET_PDEATHSIG = 1
 _GRACE_SECONDS = 5.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Child:
-    """A running process. Its standard output and standard error come mixed, through :attr:`output`."""
+    """A running process. All that it prints is in :attr:`log`. Made by :func:`started`."""
 
     def __init__(
-        self, command: Sequence[str], env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()
+        self, name: str, command: Sequence[str], env: Mapping[str, str] | None, pass_fds: Sequence[int]
     ) -> None:
         """Start ``command`` with no input. Raises OSError where it cannot be started.
 
         The kernel kills it when the *thread* that started it ends, so it is started from the event loop's
         thread and not by :func:`trio.lowlevel.open_process`, which uses a short-lived one.
         """
+        self.log = LineLog(name)
         parent = os.getpid()
 
         def die_with_parent() -> None:
@@ -45,7 +48,7 @@ class Child:
             preexec_fn=die_with_parent,  # noqa: PLW1509 - this program has no threads
         )
         assert self._process.stdout is not None  # noqa: S101 - Popen gives what was asked for
-        self.output = trio.lowlevel.FdStream(os.dup(self._process.stdout.fileno()))
+        self._output = trio.lowlevel.FdStream(os.dup(self._process.stdout.fileno()))
         self._process.stdout.close()
         self._pidfd = os.pidfd_open(self._process.pid)
 
@@ -65,6 +68,10 @@ class Child:
             await trio.lowlevel.wait_readable(self._pidfd)
         return status
 
+    async def read_output(self) -> None:
+        """Keep :attr:`log` up to date until the process has closed its output."""
+        await self.log.read_from(self._output)
+
     def send_signal(self, number: signal.Signals) -> None:
         """Send it a signal; does nothing once it has ended."""
         self._process.send_signal(number)
@@ -77,7 +84,7 @@ class Child:
                 await self.wait()
             self._process.kill()
             self._process.wait()
-            await self.output.aclose()
+            await self._output.aclose()
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
@@ -85,11 +92,29 @@ class Child:
 
 @asynccontextmanager
 async def started(
-    command: Sequence[str], env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()
+    name: str, command: Sequence[str], env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()
 ) -> AsyncIterator[Child]:
-    """Run ``command`` while the block lasts; it is gone when the block is left, however that happens."""
-    child = Child(command, env, pass_fds)
+    """Run ``command`` while the block lasts; it is gone when the block is left, however that happens.
+
+    ``name`` is what errors call it. Raises OSError where it cannot be started.
+    """
+    child = Child(name, command, env, pass_fds)
     try:
-        yield child
+        async with plain_nursery() as nursery:
+            nursery.start_soon(child.read_output)
+            yield child
+            nursery.cancel_scope.cancel()
     finally:
         await child.stop()
+
+
+@asynccontextmanager
+async def plain_nursery() -> AsyncIterator[trio.Nursery]:
+    """Open a nursery out of which a single exception comes as it is, not in a group."""
+    try:
+        async with trio.open_nursery() as nursery:
+            yield nursery
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) == 1:
+            raise group.exceptions[0] from None
+        raise

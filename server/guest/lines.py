@@ -67,13 +67,15 @@ class LineLog:
                         return number, self.lines[number]
                 since = max(since, len(self.lines))
                 if self.ended:
-                    raise GuestError(f"{self._name} ended: {self._last_words()}", self.tail)
+                    raise GuestError(f"{self._name} ended: {self.last_words}", self.tail)
                 await self._news.park()
         described = repr(wanted) if isinstance(wanted, str) else "the line waited for"
         raise GuestError(
-            f"{self._name}: no {described} within {within:.0f} s; the last line is: {self._last_words()}",
+            f"{self._name}: no {described} within {within:.0f} s; the last line is: {self.last_words}",
             self.tail,
         )
 
-    def _last_words(self) -> str:
+    @property
+    def last_words(self) -> str:
+        """The last line with something in it."""
         return next((line for line in reversed(self.tail) if line.strip()), "nothing was printed")

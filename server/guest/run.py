@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import trio
 
-from server.guest.child import Child, started
+from server.guest.child import Child, plain_nursery, started
 from server.guest.errors import GuestError
 from server.guest.initramfs import READY
 from server.guest.lines import LineLog
@@ -43,17 +43,15 @@ class Guest:
         """Talk to the guest of ``qemu``, whose command port is ``port``."""
         self.qemu = qemu
         self.console = LineLog("the guest's console")
-        self.messages = LineLog("QEMU")
         self._answers = LineLog("the guest's command port")
         self._port = port
         self._commands_sent = 0
         self._one_command = trio.Lock()
 
     async def read(self, console: trio.SocketStream) -> None:
-        """Take in all that the guest and QEMU print, until they end."""
+        """Take in all that the guest prints, until it ends."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.console.read_from, console)
-            nursery.start_soon(self.messages.read_from, self.qemu.output)
             nursery.start_soon(self._answers.read_from, self._port)
 
     async def ready(self, within: float = BOOT_SECONDS) -> None:
@@ -104,9 +102,9 @@ class Guest:
         try:
             return await log.wait_for(wanted, within, since)
         except GuestError as error:
-            reason = next((line for line in reversed(self.messages.lines) if line.strip()), "")
+            reason = next((line for line in reversed(self.qemu.log.lines) if line.strip()), "")
             if log.ended and reason:
-                raise GuestError(f"QEMU ended: {reason}", self.messages.tail) from None
+                raise GuestError(f"QEMU ended: {reason}", self.qemu.log.tail) from None
             raise GuestError(str(error), self.console.tail) from None
 
 
@@ -118,11 +116,11 @@ async def launched(qemu: Qemu, machine: Machine) -> AsyncIterator[Guest]:
     inherited = (console_of_qemu.fileno(), commands_of_qemu.fileno())
     command = machine.command_line(qemu, *inherited)
     with console, commands, console_of_qemu, commands_of_qemu:
-        async with started(command, qemu.environment(), inherited) as child:
+        async with started("QEMU", command, qemu.environment(), inherited) as child:
             console_of_qemu.close()
             commands_of_qemu.close()
             guest = Guest(child, _stream(commands))
-            async with _plain_nursery() as nursery:
+            async with plain_nursery() as nursery:
                 nursery.start_soon(guest.read, _stream(console))
                 yield guest
                 nursery.cancel_scope.cancel()
@@ -137,18 +135,6 @@ async def booted(qemu: Qemu, machine: Machine, within: float = BOOT_SECONDS) -> 
     async with launched(qemu, machine) as guest:
         await guest.ready(within)
         yield guest
-
-
-@asynccontextmanager
-async def _plain_nursery() -> AsyncIterator[trio.Nursery]:
-    """A nursery out of which a single exception comes as it is, not in a group."""
-    try:
-        async with trio.open_nursery() as nursery:
-            yield nursery
-    except BaseExceptionGroup as group:
-        if len(group.exceptions) == 1:
-            raise group.exceptions[0] from None
-        raise
 
 
 def _stream(end: socket.socket) -> trio.SocketStream:
