@@ -63,14 +63,14 @@ def write_message(address: int, data: bytes) -> Generator[Request, Any, None]:
 def run_to_completion(work: Coroutine[Request, Any, Result]) -> Result:
     """Drive ``work`` that never needs a message: pauses are answered at once.
 
-    Raises RuntimeError when it asks for a message, or awaits something that is not of this module.
+    Raises TypeError when it asks for a message, or awaits something that is not of this module.
     """
     try:
         while True:
             request = work.send(None)
             if not isinstance(request, Pause):
                 work.close()
-                raise RuntimeError(f"deferred work asked for {request!r}, which this driver cannot give")
+                raise TypeError(f"deferred work asked for {request!r}, which this driver cannot give")
     except StopIteration as stop:
         result: Result = stop.value
         return result

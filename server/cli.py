@@ -1,0 +1,157 @@
+"""The command line: one subparser per command; what a command needs is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from server.log import FORMATS, LEVELS
+
+Handler = Callable[[argparse.Namespace], int]
+EXIT_FAILURE = 1
+
+
+def fail(reason: object) -> int:
+    """Say in one line what is wrong, and give the exit status for it."""
+    sys.stderr.write(f"vgpud: {reason}\n")
+    return EXIT_FAILURE
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from server.serve import run_serve  # noqa: PLC0415
+
+    return run_serve(arguments)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    import trio  # noqa: PLC0415
+
+    from server.control_client import status  # noqa: PLC0415
+    from server.control_protocol import ControlError  # noqa: PLC0415
+    from server.status_text import status_lines  # noqa: PLC0415
+
+    try:
+        answer = trio.run(status, arguments.control)
+    except ControlError as error:
+        return fail(error)
+    text = json.dumps(answer, indent=2) if arguments.json else "\n".join(status_lines(answer))
+    sys.stdout.write(text + "\n")
+    return 0
+
+
+def _screenshot(arguments: argparse.Namespace) -> int:
+    import trio  # noqa: PLC0415
+
+    from server.control_client import screenshot  # noqa: PLC0415
+    from server.control_protocol import ControlError  # noqa: PLC0415
+
+    try:
+        frame = trio.run(screenshot, arguments.control, arguments.file, arguments.scanout)
+    except ControlError as error:
+        return fail(error)
+    sys.stdout.write(f"{arguments.file}: {frame.buffer.width}x{frame.buffer.height}\n")
+    return 0
+
+
+def _devices(arguments: argparse.Namespace) -> int:
+    from devices.models import MODELS  # noqa: PLC0415
+
+    if arguments.json:
+        listing = [
+            {
+                "name": model.name,
+                "description": model.description,
+                "options": [
+                    {"name": option.name, "default": option.default, "help": option.help}
+                    for option in model.options
+                ],
+            }
+            for model in MODELS
+        ]
+        sys.stdout.write(json.dumps(listing, indent=2) + "\n")
+        return 0
+    for model in MODELS:
+        sys.stdout.write(f"{model.name}: {model.description}\n")
+        for option in model.options:
+            sys.stdout.write(f"  {option.name}={option.default:<12} {option.help}\n")
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from server.guest.demo import demo_command  # noqa: PLC0415
+
+    return demo_command(arguments.output)
+
+
+def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("serve", help="serve a device to vfio-user clients, one after another")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--socket-path", type=Path, metavar="PATH", help="listen on this UNIX socket")
+    where.add_argument("--fd", type=int, metavar="N", help="use this listening UNIX socket")
+    parser.add_argument(
+        "--device",
+        default="virtio-gpu",
+        metavar="NAME[,OPTION=VALUE...]",
+        help="device model; 'vgpud devices' lists them (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--transport", choices=("auto", "native"), default="auto", help="default: %(default)s"
+    )
+    parser.add_argument("--dma-domain", choices=("soft",), default="soft", help="default: %(default)s")
+    parser.add_argument(
+        "--max-pinned",
+        metavar="SIZE",
+        default="4G",
+        help="guest memory that one client's device may keep pinned (default: %(default)s)",
+    )
+    parser.add_argument("--control", type=Path, metavar="PATH", help="socket for status and screenshots")
+    parser.add_argument("--log-format", choices=FORMATS, default="console", help="default: %(default)s")
+    parser.add_argument("--log-level", choices=LEVELS, default="info", help="default: %(default)s")
+    parser.add_argument(
+        "--print-capabilities", action="store_true", help="print what the device can do as JSON, and exit"
+    )
+    parser.set_defaults(handler=_serve)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="vgpud", description="A vfio-user device server that gives QEMU guests a virtual GPU."
+    )
+    parser.add_argument("--version", action="version", version=f"vgpud {version('vgpud')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_serve(commands)
+
+    demo = commands.add_parser("demo", help="boot a stock Linux guest on the virtual GPU and save its screen")
+    demo.add_argument("--output", type=Path, default=Path("vgpud-demo.png"), metavar="FILE.png")
+    demo.set_defaults(handler=_demo)
+
+    screenshot = commands.add_parser("screenshot", help="save what is on a screen of a running server")
+    screenshot.add_argument("--control", type=Path, required=True, metavar="PATH")
+    screenshot.add_argument("--scanout", type=int, default=0, metavar="N")
+    screenshot.add_argument("file", type=Path, metavar="FILE.png")
+    screenshot.set_defaults(handler=_screenshot)
+
+    status = commands.add_parser("status", help="show what a running server is doing")
+    status.add_argument("--control", type=Path, required=True, metavar="PATH")
+    status.add_argument("--json", action="store_true")
+    status.set_defaults(handler=_status)
+
+    devices = commands.add_parser("devices", help="list the device models and their options")
+    devices.add_argument("--json", action="store_true")
+    devices.set_defaults(handler=_devices)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the console script ``vgpud``."""
+    arguments = build_parser().parse_args(argv)
+    handler: Handler = arguments.handler
+    try:
+        return handler(arguments)
+    except KeyboardInterrupt:
+        return fail("interrupted")

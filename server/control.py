@@ -1,0 +1,111 @@
+"""The control socket of a running server: status and screenshots, for ``vgpud status`` and ``vgpud screenshot``."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+import trio
+
+from devices.display import NothingOnScanout
+from server.control_protocol import MAX_LINE, ControlError, decode_line, encode_frame, encode_line
+from server.engine import Engine
+
+MAX_CLIENTS = 16
+IDLE_SECONDS = 30
+"""A client that says nothing for this long is dropped."""
+
+Answer = tuple[dict[str, Any], list[bytes]]
+Command = Callable[[Engine, dict[str, Any]], Awaitable[Answer]]
+
+
+async def _status(engine: Engine, _request: dict[str, Any]) -> Answer:
+    return {"status": engine.status()}, []
+
+
+async def _screenshot(engine: Engine, request: dict[str, Any]) -> Answer:
+    scanout = request.get("scanout", 0)
+    if not isinstance(scanout, int) or isinstance(scanout, bool):
+        raise ControlError("scanout takes a number")
+    try:
+        frame = await engine.capture(scanout)
+    except NothingOnScanout as error:
+        raise ControlError(f"the guest shows nothing on scanout {scanout}") from error
+    except IndexError as error:
+        raise ControlError(f"there is no scanout {scanout}") from error
+    return encode_frame(frame)
+
+
+COMMANDS: dict[str, Command] = {"status": _status, "screenshot": _screenshot}
+
+
+async def serve_control(listener: socket.socket, engine: Engine) -> None:
+    """Answer clients of the control socket until cancelled."""
+    listener.setblocking(False)
+    async with trio.open_nursery() as nursery:
+        clients = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+        limit = trio.CapacityLimiter(MAX_CLIENTS)
+        while True:
+            stream = await _accept(clients)
+            nursery.start_soon(_serve_client, stream, engine, limit)
+
+
+async def _accept(clients: trio.SocketListener) -> trio.SocketStream:
+    while True:
+        try:
+            return await clients.accept()
+        except OSError as error:
+            structlog.get_logger().warning("accept_failed", socket="control", reason=str(error))
+            await trio.sleep(0.1)
+
+
+async def _serve_client(stream: trio.SocketStream, engine: Engine, limit: trio.CapacityLimiter) -> None:
+    async with limit, stream:
+        pending = bytearray()
+        try:
+            while True:
+                with trio.fail_after(IDLE_SECONDS):
+                    line = await read_line(stream, pending)
+                    if line is None:
+                        return
+                    answer, blocks = await _answer(engine, line)
+                    await stream.send_all(encode_line(answer))
+                    for block in blocks:
+                        await stream.send_all(block)
+        except (trio.BrokenResourceError, trio.TooSlowError, ControlError):
+            return
+
+
+async def _answer(engine: Engine, line: bytes) -> Answer:
+    try:
+        request = decode_line(line)
+        name = request.get("command")
+        command = COMMANDS.get(name) if isinstance(name, str) else None
+        if command is None:
+            raise ControlError(f"unknown command {name!r}; there are {', '.join(sorted(COMMANDS))}")
+        fields, blocks = await command(engine, request)
+    except ControlError as error:
+        return {"ok": False, "error": str(error)}, []
+    except OSError as error:
+        return {"ok": False, "error": error.strerror or errno.errorcode.get(error.errno or 0, "error")}, []
+    return {"ok": True, **fields}, blocks
+
+
+async def read_line(stream: trio.SocketStream, pending: bytearray) -> bytes | None:
+    """The next line without its line feed, None at the end; ``pending`` keeps what came behind it.
+
+    Raises ControlError when a line is longer than :data:`MAX_LINE`.
+    """
+    while (end := pending.find(b"\n")) < 0:
+        if len(pending) > MAX_LINE:
+            raise ControlError(f"a line is longer than {MAX_LINE} bytes")
+        data = await stream.receive_some(MAX_LINE)
+        if not data:
+            return None
+        pending += data
+    line = bytes(pending[:end])
+    del pending[: end + 1]
+    return line

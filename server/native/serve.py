@@ -1,0 +1,204 @@
+"""From a fresh connection to a session on the device, and back to nothing."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+import trio
+
+from protocol import (
+    Capabilities,
+    Decoder,
+    Handshake,
+    Header,
+    Message,
+    ProtocolError,
+    TwinSocket,
+    Version,
+    max_message_size,
+)
+from server.dma.domain import DmaDomain
+from server.dma.memory import GuestMemoryMap
+from server.dma.soft import SoftDomain
+from server.engine import Engine
+from server.fds import ReceivedFds
+from server.native.client_messages import ClientMessages
+from server.native.connection import Connection, send_error, send_reply
+from server.native.handlers import MAX_DATA_XFER_SIZE, Reply
+from server.native.message_socket import MessageSocket
+from server.session import Session
+
+HANDSHAKE_SECONDS = 10.0
+"""A client that has not sent VERSION by then is dropped."""
+MAX_FDS = 16
+"""Fds in one message; QEMU accepts no more in a server's capabilities."""
+MAX_DMA_MAPS = 65_535
+PAGE_SIZES = 4096
+
+OURS = Capabilities(
+    max_msg_fds=MAX_FDS,
+    max_data_xfer_size=MAX_DATA_XFER_SIZE,
+    max_dma_maps=MAX_DMA_MAPS,
+    pgsizes=PAGE_SIZES,
+    twin_socket=TwinSocket(supported=True),
+    write_multiple=True,
+)
+
+Error = TypeVar("Error", bound=BaseException)
+_CREDENTIALS = struct.Struct("=iII")
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionOptions:
+    """What a client gets: ``max_pinned`` bytes of its memory pinned at a time, and a DMA domain of its own."""
+
+    max_pinned: int = 4 << 30
+    make_domain: Callable[[], DmaDomain] = SoftDomain
+
+
+class ClientGone(Exception):  # noqa: N818 - an event of the connection
+    """The client hung up before it said VERSION."""
+
+
+async def serve_connection(
+    client: socket.socket,
+    engine: Engine,
+    options: ConnectionOptions,
+    log: structlog.typing.FilteringBoundLogger,
+) -> None:
+    """Serve one client to its end, however it ends; takes ``client`` over. Raises nothing but cancellation."""
+    log = log.bind(pid=_peer_pid(client))
+    main = MessageSocket(client, MAX_FDS)
+    decoder = Decoder(max_message_size(MAX_DATA_XFER_SIZE), MAX_FDS)
+    try:
+        await _serve(main, decoder, engine, options, log)
+    except* ProtocolError as errors:
+        log.warning("client_dropped", reason=_first(errors).reason)
+    except* trio.TooSlowError:
+        log.warning("client_dropped", reason=f"no VERSION in {HANDSHAKE_SECONDS:.0f} s")
+    except* ClientGone:
+        log.info("client_left", before="VERSION")
+    except* OSError as errors:
+        log.info("client_dropped", reason=_first(errors).strerror)
+    finally:
+        ReceivedFds(decoder.take_fds()).close()
+        main.close()
+
+
+def _first(errors: BaseExceptionGroup[Error]) -> Error:
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+async def _serve(
+    main: MessageSocket,
+    decoder: Decoder,
+    engine: Engine,
+    options: ConnectionOptions,
+    log: structlog.typing.FilteringBoundLogger,
+) -> None:
+    with trio.fail_after(HANDSHAKE_SECONDS):
+        message = await _first_message(main, decoder)
+    handshake = Handshake(OURS)
+    with ReceivedFds(message.fds), _refusing(main, message.header):
+        handshake.check(message.header.command)
+        reply = handshake.receive(message.payload)
+        await engine.acquire()
+    try:
+        await _attached(main, decoder, handshake, message.header, reply, engine, options, log)
+    finally:
+        engine.release()
+
+
+async def _first_message(main: MessageSocket, decoder: Decoder) -> Message:
+    while True:
+        message = decoder.next_message()
+        if message is not None:
+            return message
+        count = main.receive()
+        if count == 0:
+            raise ClientGone
+        if count < 0:
+            await main.wait_readable()
+        else:
+            # A copy, because what follows VERSION in the same read is served when the buffer has new contents.
+            decoder.feed(bytes(main.view[:count]), main.take_fds())
+
+
+@contextmanager
+def _refusing(main: MessageSocket, header: Header) -> Iterator[None]:
+    """Tell the client of an error before the connection ends because of it."""
+    try:
+        yield
+    except (ProtocolError, OSError) as error:
+        if header.is_command and not header.no_reply:
+            send_error(main, header, error.errno or errno.EIO)
+        raise
+
+
+async def _attached(
+    main: MessageSocket,
+    decoder: Decoder,
+    handshake: Handshake,
+    header: Header,
+    reply: Version,
+    engine: Engine,
+    options: ConnectionOptions,
+    log: structlog.typing.FilteringBoundLogger,
+) -> None:
+    agreement = handshake.agreement
+    assert agreement is not None  # noqa: S101 - a handshake that did not raise has one
+    with ExitStack() as stack:
+        twin: MessageSocket | None = None
+        twin_fds: tuple[int, ...] = ()
+        if agreement.twin_socket_fd is not None:
+            twin, theirs = _twin_socket(stack)
+            twin_fds = (theirs.fileno(),)
+        client = ClientMessages(twin or main, log)
+        memory = GuestMemoryMap(
+            log,
+            options.make_domain(),
+            max_pinned=options.max_pinned,
+            max_regions=agreement.max_dma_maps,
+            max_data_xfer_size=agreement.client_max_data_xfer_size,
+        )
+        session = Session(engine.device, memory, client.work, log)
+        stack.callback(session.close)
+        engine.attach(session)
+        stack.callback(engine.detach)
+        send_reply(main, header, Reply(reply.pack(), twin_fds))
+        log.info(
+            "client_attached",
+            version=f"{agreement.major}.{agreement.minor}",
+            twin_socket=twin is not None,
+            max_data_xfer_size=agreement.client_max_data_xfer_size,
+        )
+        connection = Connection(main, decoder, handshake, session, client)
+        async with trio.open_nursery() as nursery:
+            if twin is not None:
+                nursery.start_soon(connection.serve_twin, twin)
+            await connection.serve()
+            nursery.cancel_scope.cancel()
+        log.info("client_left", cut_off=decoder.in_message, **session.status())
+
+
+def _twin_socket(stack: ExitStack) -> tuple[MessageSocket, socket.socket]:
+    """Our end, and the client's, which the caller passes on; both are closed with ``stack``."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    twin = MessageSocket(ours, max_fds=0)
+    stack.callback(twin.close)
+    stack.callback(theirs.close)
+    return twin, theirs
+
+
+def _peer_pid(client: socket.socket) -> int:
+    data = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid: int = _CREDENTIALS.unpack(data)[0]
+    return pid

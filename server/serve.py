@@ -1,0 +1,91 @@
+"""``vgpud serve``: from the command line to a running server, and its end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import socket
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+
+import structlog
+import trio
+
+from devices.models import MODELS
+from devices.registry import OptionError, create_device, size
+from server import log as logging
+from server.cli import fail
+from server.control import serve_control
+from server.engine import Engine
+from server.listener import serve_clients
+from server.native.serve import ConnectionOptions
+from server.notify import notify_ready
+from server.socket_path import SocketPathError, adopt_listener, listen_at
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def run_serve(arguments: argparse.Namespace) -> int:
+    """Serve until a signal says stop; returns the exit status."""
+    if arguments.print_capabilities:
+        return _print_capabilities(arguments.device)
+    if arguments.socket_path is None and arguments.fd is None:
+        return fail("serve needs --socket-path PATH or --fd N")
+    logging.configure(arguments.log_format, arguments.log_level)
+    try:
+        device = create_device(MODELS, arguments.device)
+        options = ConnectionOptions(max_pinned=size(arguments.max_pinned))
+    except OptionError as error:
+        return fail(error)
+    except ValueError as error:
+        return fail(f"--max-pinned: {error}")
+    try:
+        with ExitStack() as stack:
+            listener = stack.enter_context(_listener(arguments))
+            control = None if arguments.control is None else stack.enter_context(listen_at(arguments.control))
+            trio.run(_main, listener, control, Engine(device), options, arguments.socket_path)
+    except SocketPathError as error:
+        return fail(error)
+    return 0
+
+
+def _listener(arguments: argparse.Namespace) -> AbstractContextManager[socket.socket]:
+    if arguments.fd is not None:
+        return adopt_listener(arguments.fd)
+    return listen_at(arguments.socket_path)
+
+
+async def _main(
+    listener: socket.socket,
+    control: socket.socket | None,
+    engine: Engine,
+    options: ConnectionOptions,
+    path: Path | None,
+) -> None:
+    log = structlog.get_logger()
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+            if control is not None:
+                nursery.start_soon(serve_control, control, engine)
+            nursery.start_soon(serve_clients, listener, engine, options)
+            log.info(
+                "listening",
+                socket=None if path is None else str(path),
+                device=engine.device.name,
+                transport="native",
+                dma_domain="soft",
+            )
+            notify_ready()
+            async for number in signals:
+                log.info("stopping", signal=signal.Signals(number).name)
+                nursery.cancel_scope.cancel()
+
+
+def _print_capabilities(device: str) -> int:
+    name = device.partition(",")[0]
+    model = next((model for model in MODELS if model.name == name), None)
+    if model is None:
+        return fail(f"unknown device {name!r}; 'vgpud devices' lists them")
+    print(json.dumps({"type": model.kind, "features": list(model.features)}))  # noqa: T201 - what it is for
+    return 0

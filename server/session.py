@@ -1,0 +1,168 @@
+"""A client attached to a device: where the transports meet, and where exceptions become errnos.
+
+The session checks what every access must obey (index, bounds, direction), owns the client's memory, interrupts and
+deferred work, and gives all of it back in :meth:`Session.close`. It knows neither sockets nor message framing.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from dataclasses import dataclass
+
+from devices.contract import Device, GuestMemoryError, Log, Prot, Region, RegionAccess, Work
+from protocol import DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags, ProtocolError, SetIrqs
+from server.dma.memory import GuestMemoryMap
+from server.fds import ReceivedFds
+from server.interrupts import Interrupts
+from server.work_queue import WorkQueue
+
+WORK_SLICE_NS = 1_000_000
+"""Longest time that deferred work runs before the transport looks at its socket again."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a session has done so far."""
+
+    region_reads: int = 0
+    region_writes: int = 0
+    dma_maps: int = 0
+    dma_unmaps: int = 0
+    dma_messages: int = 0
+    resets: int = 0
+    errors: int = 0
+
+
+def errno_of(error: BaseException) -> int | None:
+    """The errno that a client is told for ``error``; None where it is a fault of ours."""
+    if isinstance(error, (ProtocolError, GuestMemoryError, OSError)) and error.errno is not None:
+        return int(error.errno)
+    return None
+
+
+class Session:
+    """One client on one device; what :class:`devices.contract.Host` asks for, and more."""
+
+    def __init__(self, device: Device, memory: GuestMemoryMap, work: WorkQueue, log: Log) -> None:
+        """Attach a client to ``device``. The session owns ``memory`` and ``work`` from here on."""
+        self.device = device
+        self.memory = memory
+        self.work = work
+        self.log = log
+        self.interrupts = Interrupts(device.irqs)
+        self.trigger = self.interrupts.trigger
+        self.counters = Counters()
+        self.clock = time.monotonic_ns
+        self._regions = tuple(device.regions)
+        device.connect(self)
+
+    def defer(self, work: Work) -> None:
+        """Queue a device's work; the transport runs it after it has answered the access at hand."""
+        self.work.defer(work)
+
+    def region(self, index: int) -> Region:
+        """The region ``index``; EINVAL where there is none."""
+        if index >= len(self._regions):
+            raise ProtocolError(errno.EINVAL, f"there is no region {index}")
+        return self._regions[index]
+
+    def region_read(self, index: int, offset: int, count: int) -> bytes:
+        """Read a region. EINVAL out of bounds, EPERM where the region is not readable, EIO if the device fails."""
+        if index >= len(self._regions):
+            raise ProtocolError(errno.EINVAL, f"there is no region {index}")
+        region = self._regions[index]
+        if offset + count > region.size:
+            raise _out_of_region(region, offset, count)
+        if not region.access & RegionAccess.READ:
+            raise ProtocolError(errno.EPERM, f"{region.name} cannot be read")
+        self.counters.region_reads += 1
+        return self.device.region_read(index, offset, count)
+
+    def region_write(self, index: int, offset: int, data: memoryview) -> None:
+        """Write a region; errors as for :meth:`region_read`."""
+        if index >= len(self._regions):
+            raise ProtocolError(errno.EINVAL, f"there is no region {index}")
+        region = self._regions[index]
+        if offset + len(data) > region.size:
+            raise _out_of_region(region, offset, len(data))
+        if not region.access & RegionAccess.WRITE:
+            raise ProtocolError(errno.EPERM, f"{region.name} cannot be written")
+        self.counters.region_writes += 1
+        self.device.region_write(index, offset, data)
+
+    def dma_map(self, request: DmaMap, fds: ReceivedFds) -> None:
+        """Add a DMA region, backed by the one fd that came with the request, or reachable by message only."""
+        if len(fds) > 1:
+            raise ProtocolError(errno.EINVAL, f"DMA_MAP takes one fd, not {len(fds)}")
+        prot = Prot(request.flags & (DmaMapFlags.READ | DmaMapFlags.WRITE))
+        self.memory.map(request.address, request.size, prot, fds.take(), request.offset)
+        self.counters.dma_maps += 1
+
+    def dma_unmap(self, request: DmaUnmap) -> None:
+        """Remove DMA regions; when this returns nothing of ours refers to them."""
+        if request.flags & DmaUnmapFlags.GET_DIRTY_BITMAP:
+            raise ProtocolError(
+                errno.EINVAL, "DMA_UNMAP asks for a dirty bitmap, but no dirty tracking is on"
+            )
+        if request.flags & DmaUnmapFlags.ALL:
+            self.memory.unmap_all()
+        else:
+            self.memory.unmap(request.address, request.size)
+        self.counters.dma_unmaps += 1
+
+    def set_irqs(self, request: SetIrqs, fds: ReceivedFds) -> None:
+        """Set up, mask, unmask or raise interrupts."""
+        self.interrupts.set_irqs(request, fds)
+
+    def reset(self) -> None:
+        """Reset the device; the client's memory and eventfds stay."""
+        self.counters.resets += 1
+        self.device.reset()
+
+    def failed(self, command: str, error: Exception) -> int:
+        """Log why ``command`` failed, and give the errno to answer with."""
+        self.counters.errors += 1
+        code = errno_of(error)
+        if code is None:
+            self.log.warning("device_fault", where=command, exc_info=error)
+            return errno.EIO
+        self.log.info(
+            "request_refused", command=command, error=errno.errorcode.get(code, code), reason=_text(error)
+        )
+        return code
+
+    def status(self) -> dict[str, object]:
+        """Counters of this session, for ``vgpud status``."""
+        counters = self.counters
+        return {
+            "region_reads": counters.region_reads,
+            "region_writes": counters.region_writes,
+            "dma_maps": counters.dma_maps,
+            "dma_unmaps": counters.dma_unmaps,
+            "dma_messages": counters.dma_messages,
+            "resets": counters.resets,
+            "errors": counters.errors,
+            "interrupts": self.interrupts.raised,
+            "memory": self.memory.stats(),
+        }
+
+    def close(self) -> None:
+        """Give back every pin, mapping, fd and eventfd, whatever a device makes of it."""
+        self.work.close()
+        try:
+            self.device.disconnect()
+        except Exception:
+            self.log.warning("device_fault", where="disconnect", exc_info=True)
+        self.memory.close()
+        self.interrupts.close()
+
+
+def _out_of_region(region: Region, offset: int, count: int) -> ProtocolError:
+    return ProtocolError(
+        errno.EINVAL, f"{offset:#x}+{count:#x} is outside of {region.name}, which has {region.size:#x} bytes"
+    )
+
+
+def _text(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)

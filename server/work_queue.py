@@ -1,0 +1,107 @@
+"""Deferred work of a device, driven in order, without an event loop of its own.
+
+The coroutines come from devices (:mod:`devices.work`): they suspend only to ask for a message to the client, or to
+offer a pause. So the session steps them itself, inside whatever task or C callback is at hand, and a virtqueue kick
+costs no task switch.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+from devices.contract import GuestMemoryError, Log, Work
+from devices.work import Pause, ReadMessage, WriteMessage
+
+MessageRequest = ReadMessage | WriteMessage
+
+
+class WorkQueue:
+    """Runs one piece of work at a time; what is deferred meanwhile waits its turn."""
+
+    def __init__(self, send: Callable[[MessageRequest], None], log: Log) -> None:
+        """``send`` asks the client; the reply comes back by :meth:`resume` or :meth:`fail`."""
+        self._send = send
+        self._log = log
+        self._queue: deque[Work] = deque()
+        self._current: Work | None = None
+        self._answer: bytes | None = None
+        self._error: GuestMemoryError | None = None
+        self._waiting = False
+        self._closed = False
+
+    @property
+    def runnable(self) -> bool:
+        """True while :meth:`run` would get something done."""
+        return not self._waiting and (self._current is not None or bool(self._queue))
+
+    @property
+    def waiting(self) -> bool:
+        """True while work is suspended on a message to the client."""
+        return self._waiting
+
+    def defer(self, work: Work) -> None:
+        """Queue ``work``; dropped when the session is over."""
+        if self._closed:
+            work.close()
+            return
+        self._queue.append(work)
+
+    def run(self, budget_ns: int) -> None:
+        """Run until nothing is runnable, or until ``budget_ns`` have passed at a pause."""
+        deadline = time.monotonic_ns() + budget_ns
+        while not self._waiting:
+            if self._current is None:
+                if not self._queue:
+                    return
+                self._current = self._queue.popleft()
+            if not self._step(self._current) or time.monotonic_ns() >= deadline:
+                return
+
+    def _step(self, work: Work) -> bool:
+        answer, error = self._answer, self._error
+        self._answer = self._error = None
+        try:
+            request = work.throw(error) if error is not None else work.send(answer)
+        except StopIteration:
+            self._current = None
+            return True
+        except Exception:
+            self._log.warning("device_fault", where="deferred work", exc_info=True)
+            self._current = None
+            return True
+        if isinstance(request, Pause):
+            return True
+        if not isinstance(request, MessageRequest):
+            self._error = GuestMemoryError(
+                errno.EINVAL, f"deferred work may await guest memory and pauses only, not {request!r}"
+            )
+            return True
+        self._waiting = True
+        self._send(request)
+        return not self._waiting
+
+    def resume(self, answer: bytes | None) -> None:
+        """The client answered: ``answer`` is the data read, or None for a write. Runs at the next :meth:`run`."""
+        self._answer = answer
+        self._waiting = False
+
+    def fail(self, code: int, reason: str) -> None:
+        """The client refused, or is gone: the work gets a :class:`GuestMemoryError` at the next :meth:`run`."""
+        self._error = GuestMemoryError(code, reason)
+        self._waiting = False
+
+    def close(self) -> None:
+        """Drop everything; the work that is suspended sees ENODEV and may clean up, but not ask again."""
+        self._closed = True
+        work, self._current = self._current, None
+        if work is not None:
+            with suppress(StopIteration, Exception):
+                work.throw(GuestMemoryError(errno.ENODEV, "the client is gone"))
+            work.close()
+        while self._queue:
+            self._queue.popleft().close()
+        self._waiting = False
