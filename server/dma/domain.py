@@ -1,0 +1,88 @@
+"""What a dma_addr is: the interface between the pin cache and whatever translates for the device.
+
+A domain maps runs of guest pages to addresses that a device engine may use, as the kernel's DMA API does
+with or without an IOMMU. It keeps no reference counts: the pin cache maps every page at most once and says
+when it is to go. A new kind of domain implements :class:`DmaDomain` in a file of its own.
+"""
+
+from __future__ import annotations
+
+import errno
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from devices.contract import DmaSegment
+from server.dma.backing import BackingFile
+from server.dma.errors import DmaError
+
+__all__ = ["DmaDomain", "DmaSegment", "FileRun", "OutOfRuns", "coalesce"]
+
+
+class FileRun(NamedTuple):
+    """``length`` bytes of guest memory, whole pages, at ``offset`` in the client's file."""
+
+    backing: BackingFile
+    offset: int
+    length: int
+
+
+class OutOfRuns(DmaError):  # noqa: N818 - a condition of the domain, as StopIteration is one
+    """The domain cannot hold that many separate runs (``errno`` is ENOMEM)."""
+
+    def __init__(self, runs: int) -> None:
+        super().__init__(errno.ENOMEM, f"the DMA domain cannot hold more than {runs} separate runs of pages")
+
+
+class DmaDomain(ABC):
+    """Addresses of guest pages for a device. All lengths and addresses are multiples of the page size."""
+
+    name: str
+    """What ``--dma-domain`` calls it."""
+
+    @property
+    @abstractmethod
+    def max_runs(self) -> int:
+        """How many separate runs the domain can hold at this moment; the cache never asks for more."""
+
+    @abstractmethod
+    def map_runs(self, runs: Sequence[FileRun], *, writable: bool) -> list[DmaSegment]:
+        """Map a scatter list; the segments, in order, cover exactly the runs, in as few pieces as possible.
+
+        A domain with a page table of its own gives one segment, so that scattered pages become contiguous.
+        Raises OSError (ENOMEM above all) with nothing changed.
+        """
+
+    @abstractmethod
+    def unmap(self, dma_addr: int, length: int) -> None:
+        """Take pages out that :meth:`map_runs` gave; any part of any number of neighbouring mappings.
+
+        Must not fail: what cannot be unmapped now is kept out of use until it can.
+        """
+
+    @abstractmethod
+    def make_writable(self, dma_addr: int, length: int) -> None:
+        """Let the device write pages that were mapped without ``writable``, at the same dma_addr.
+
+        Raises OSError with nothing changed.
+        """
+
+    @abstractmethod
+    def view(self, dma_addr: int, length: int) -> memoryview | None:
+        """The mapped pages as the CPU sees them at that address; None where only the device can use it."""
+
+    def close(self) -> None:  # noqa: B027 - most domains hold nothing
+        """Give back what the domain itself holds. All pages have been unmapped."""
+
+
+def coalesce(runs: Sequence[FileRun]) -> list[FileRun]:
+    """The same memory with neighbours in a file made one."""
+    merged: list[FileRun] = []
+    for run in runs:
+        if merged:
+            last = merged[-1]
+            if last.backing is run.backing and last.offset + last.length == run.offset:
+                merged[-1] = FileRun(last.backing, last.offset, last.length + run.length)
+                continue
+        merged.append(run)
+    return merged

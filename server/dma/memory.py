@@ -1,0 +1,225 @@
+"""The guest memory of one client: the server's implementation of :class:`devices.contract.GuestMemory`."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+
+from devices import work
+from devices.contract import GuestMemoryError, GuestRange, Log, PinnedPages, Prot
+from server.dma.address_space import PAGE_SIZE
+from server.dma.backing import BackingFile, BackingFiles
+from server.dma.domain import DmaDomain
+from server.dma.errors import DmaError
+from server.dma.pins import Pin, PinCache
+from server.dma.regions import ADDRESS_SPACE_SIZE, MAX_REGIONS, DmaRegion, DmaRegionTable
+
+DEFAULT_MAX_DATA_XFER_SIZE = 1 << 20
+"""Bytes per DMA_READ or DMA_WRITE where the client does not say otherwise (vfio-user, VFIO_USER_VERSION)."""
+
+_READ = Prot.READ.value
+_WRITE = Prot.WRITE.value
+
+
+class GuestMemoryMap:
+    """What a client maps and unmaps, and what devices read, write, view and pin.
+
+    :meth:`map`, :meth:`unmap` and :meth:`unmap_all` serve the client and raise DmaError; the methods of
+    GuestMemory serve devices and raise GuestMemoryError. ``domain`` may outlive this object; :meth:`close`
+    takes everything out of it again. ``max_data_xfer_size`` may be set once it has been negotiated.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        domain: DmaDomain,
+        *,
+        max_pinned: int | None = None,
+        max_regions: int = MAX_REGIONS,
+        max_data_xfer_size: int = DEFAULT_MAX_DATA_XFER_SIZE,
+    ) -> None:
+        """``max_pinned``: bytes that may be pinned at a time; None for no limit."""
+        self.max_data_xfer_size = max_data_xfer_size
+        self.messages = 0
+        self._log = log
+        self._domain = domain
+        self._regions = DmaRegionTable(max_regions)
+        self._find = self._regions.find
+        self._files = BackingFiles(self._report_unsealed)
+        self._pins = PinCache(self._regions, domain, log, max_pinned)
+        self._generation = 0
+        self._closed = False
+
+    def map(self, iova: int, size: int, prot: Prot, fd: int | None = None, offset: int = 0) -> DmaRegion:
+        """Add a region; ``fd`` belongs to this object from now on, even where this fails.
+
+        Raises DmaError: EINVAL (unaligned, empty, wrapping, permissionless, or an fd that cannot back it),
+        EEXIST (overlap), ENOSPC (limit), EACCES or EPERM (the fd does not give the access).
+        """
+        try:
+            self._regions.check_map(iova, size, prot, offset)
+        except DmaError:
+            if fd is not None:
+                os.close(fd)
+            raise
+        backing = None
+        if fd is not None:
+            backing = self._files.acquire(fd, offset, size, writable=bool(prot & _WRITE))
+        self._generation += 1
+        region = DmaRegion(iova, size, Prot(prot), backing, offset, self._generation)
+        self._regions.add(region)
+        return region
+
+    def unmap(self, iova: int, size: int) -> int:
+        """Remove the regions within a range; returns their bytes together.
+
+        When this returns, nothing refers to the memory: holders of pins have been told, and what they did
+        not release is revoked. Raises DmaError with nothing changed: EINVAL (bad shape, or it would cut a
+        region in two), ENOENT (nothing there).
+        """
+        removed = self._regions.remove(iova, size)
+        self._pins.invalidate(iova, iova + size)
+        return self._let_go(removed)
+
+    def unmap_all(self) -> int:
+        """Remove all regions; returns their bytes together, 0 where there are none."""
+        removed = self._regions.remove_all()
+        self._pins.invalidate(0, ADDRESS_SPACE_SIZE)
+        return self._let_go(removed)
+
+    def close(self) -> None:
+        """The client is gone: give back every fd, mapping and pin. Calling it again does nothing."""
+        if not self._closed:
+            self.unmap_all()
+            self._closed = True
+
+    def view(self, address: int, length: int, prot: Prot) -> memoryview | None:
+        """Shared guest memory in place; see :meth:`devices.contract.GuestMemory.view`."""
+        region = self._find(address)
+        if region is None or address + length > region.end:
+            self._check(address, length, prot)
+            return None
+        if not region.allows[prot]:
+            raise GuestMemoryError(errno.EPERM, f"guest address {address:#x} is mapped {region.prot!r}")
+        backing = region.backing
+        if backing is None:
+            return None
+        start = address + region.delta
+        return backing.memory[prot][start : start + length]
+
+    async def read(self, address: int, length: int) -> bytes:
+        """Copy out of the guest, by message where the client did not share the memory.
+
+        Raises GuestMemoryError. All of the range is checked before the first byte is read.
+        """
+        region = self._find(address)
+        if region is not None and address + length <= region.end and region.allows[_READ]:
+            backing = region.backing
+            if backing is not None:
+                start = address + region.delta
+                return bytes(backing.memory[_READ][start : start + length])
+        return await self._read_parts(address, length)
+
+    async def write(self, address: int, data: bytes | memoryview) -> None:
+        """Copy into the guest, by message where the client did not share the memory.
+
+        Raises GuestMemoryError. All of the range is checked before the first byte is written.
+        """
+        region = self._find(address)
+        length = len(data)
+        if region is not None and address + length <= region.end and region.allows[_WRITE]:
+            backing = region.backing
+            if backing is not None:
+                start = address + region.delta
+                backing.memory[_WRITE][start : start + length] = data
+                return
+        await self._write_parts(address, data)
+
+    def pin_pages(
+        self, ranges: Sequence[GuestRange], prot: Prot, on_unmap: Callable[[PinnedPages], None]
+    ) -> Pin:
+        """Pin a scatter list; see :meth:`server.dma.pins.PinCache.pin`."""
+        if self._closed:
+            raise GuestMemoryError(errno.ENODEV, "the client is gone")
+        return self._pins.pin(ranges, prot, on_unmap)
+
+    def stats(self) -> dict[str, object]:
+        """Counters for ``vgpud status``: JSON values; sizes in bytes, hits and misses in pages."""
+        pins = self._pins
+        return {
+            "domain": self._domain.name,
+            "regions": len(self._regions),
+            "mapped_bytes": self._regions.mapped_bytes,
+            "files": len(self._files),
+            "pins": len(pins),
+            "pinned_pages": pins.locked_bytes // PAGE_SIZE,
+            "locked_bytes": pins.locked_bytes,
+            "locked_limit": pins.max_pinned,
+            "hits": pins.hits,
+            "misses": pins.misses,
+            "invalidations": pins.invalidations,
+            "revoked": pins.revoked,
+            "messages": self.messages,
+        }
+
+    async def _read_parts(self, address: int, length: int) -> bytes:
+        self._check(address, length, _READ)
+        pieces: list[bytes | memoryview] = []
+        while length > 0:
+            # Looked up again for each part: the map may have changed while a message was under way.
+            region, size = self._part(address, length, _READ)
+            if region.backing is not None:
+                start = address + region.delta
+                pieces.append(region.backing.memory[_READ][start : start + size])
+            else:
+                pieces.append(await self._read_message(address, size))
+            address += size
+            length -= size
+        return b"".join(pieces)
+
+    async def _read_message(self, address: int, size: int) -> bytes:
+        self.messages += 1
+        data = await work.read_message(address, size)
+        if len(data) != size:
+            raise GuestMemoryError(errno.EINVAL, f"the client answered {size} bytes with {len(data)}")
+        return data
+
+    async def _write_parts(self, address: int, data: bytes | memoryview) -> None:
+        rest = memoryview(data)
+        self._check(address, len(rest), _WRITE)
+        while rest:
+            region, size = self._part(address, len(rest), _WRITE)
+            if region.backing is not None:
+                start = address + region.delta
+                region.backing.memory[_WRITE][start : start + size] = rest[:size]
+            else:
+                self.messages += 1
+                await work.write_message(address, bytes(rest[:size]))
+            address += size
+            rest = rest[size:]
+
+    def _part(self, address: int, length: int, prot: int) -> tuple[DmaRegion, int]:
+        """The region at ``address``, and how many of ``length`` bytes to move there at once."""
+        region = self._regions.parts(address, address + 1, prot)[0].region
+        size = min(length, region.end - address)
+        return region, size if region.backing is not None else min(size, self.max_data_xfer_size)
+
+    def _check(self, address: int, length: int, prot: int) -> None:
+        """Raise GuestMemoryError unless all of the range is mapped for ``prot``."""
+        if self._closed:
+            raise GuestMemoryError(errno.ENODEV, "the client is gone")
+        if address < 0 or length < 0:
+            raise GuestMemoryError(errno.EINVAL, f"{length} bytes at guest address {address:#x}")
+        if address + length > ADDRESS_SPACE_SIZE:
+            raise GuestMemoryError(errno.EOVERFLOW, f"{address:#x}+{length:#x} wraps")
+        self._regions.parts(address, address + length, prot)
+
+    def _let_go(self, removed: Sequence[DmaRegion]) -> int:
+        for region in removed:
+            if region.backing is not None:
+                self._files.release(region.backing)
+        return sum(region.size for region in removed)
+
+    def _report_unsealed(self, backing: BackingFile) -> None:
+        self._log.warning("dma_fd_unsealed", device=backing.key[0], inode=backing.key[1], bytes=backing.size)
