@@ -10,15 +10,31 @@ through without suspending; without, it suspends until the client has answered a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from devices.work import Request
+from devices.display import Display
+from devices.work import Work
 
-Work = Coroutine[Request, Any, Any]
-"""A coroutine that awaits only what the host's memory and :func:`devices.work.pause` give it."""
+__all__ = [
+    "Device",
+    "DmaSegment",
+    "GuestMemory",
+    "GuestMemoryError",
+    "GuestRange",
+    "Host",
+    "Irq",
+    "Log",
+    "MmapArea",
+    "PinnedPages",
+    "Prot",
+    "Region",
+    "RegionAccess",
+    "SharedMemory",
+    "Work",
+]
 
 
 class Prot(IntFlag):
@@ -221,6 +237,11 @@ class Device(ABC):
     @abstractmethod
     def reset(self) -> None:
         """Return to the power-on state: pins released, queues stopped, no interrupt pending."""
+
+    @property
+    def display(self) -> Display | None:
+        """The device's screens, if it has any."""
+        return None
 
     def status(self) -> dict[str, object]:
         """Counters and state for ``vgpud status``: JSON values."""

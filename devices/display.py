@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from devices.contract import Work
+from devices.work import Work
 
 
 class PixelLayout(Enum):
@@ -84,7 +83,6 @@ class Display(Protocol):
         Raises :class:`NothingOnScanout` where the guest shows nothing, IndexError where there is no such scanout.
         """
 
-    @abstractmethod
     def set_mode(self, scanout: int, width: int, height: int, *, connected: bool = True) -> None:
         """Change what the screen prefers, and tell the guest (a display change event).
 

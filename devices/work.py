@@ -38,6 +38,9 @@ class Pause:
 
 Request = ReadMessage | WriteMessage | Pause
 
+Work = Coroutine[Request, Any, Any]
+"""A coroutine that awaits only what the host's memory and :func:`pause` give it."""
+
 _PAUSE = Pause()
 
 

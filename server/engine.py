@@ -10,7 +10,7 @@ from typing import Any, cast
 import trio
 
 from devices.contract import Device
-from devices.display import Display, Frame
+from devices.display import Frame
 from devices.work import run_to_completion
 from server.control_protocol import ControlError
 from server.session import WORK_SLICE_NS, Session
@@ -58,9 +58,9 @@ class Engine:
 
     async def capture(self, scanout: int) -> Frame:
         """What is on a scanout. Raises ControlError, NothingOnScanout, IndexError, GuestMemoryError."""
-        if not hasattr(self.device, "capture"):
+        display = self.device.display
+        if display is None:
             raise ControlError(f"{self.device.name} has no screen")
-        display = cast("Display", self.device)
         session = self.session
         if session is None:
             return cast("Frame", run_to_completion(display.capture(scanout)))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from devices.contract import GuestRange, Host
+from devices.display import Display
 
 
 class MalformedRequest(ValueError):  # noqa: N818 - the guest's fault, named after what it sent
@@ -94,6 +95,11 @@ class VirtioDevice(ABC):
 
         Raises :class:`MalformedRequest` where the driver broke the rules of the queue itself.
         """
+
+    @property
+    def display(self) -> Display | None:
+        """The device's screens, if it has any."""
+        return None
 
     def status(self) -> dict[str, object]:
         """Counters and state for ``vgpud status``: JSON values."""

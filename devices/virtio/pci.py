@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from devices.display import Display
 from devices.pci.config_space import PciIdentity
 from devices.pci.constants import CapabilityId, InterruptPin
 from devices.pci.function import Bar, MsixSpec, PciFunction
@@ -210,6 +211,11 @@ class VirtioPci(PciFunction):
         for service in self._services:
             service.detach()
         self.device.disconnect()
+
+    @property
+    def display(self) -> Display | None:
+        """The device's screens."""
+        return self.device.display
 
     def status(self) -> dict[str, object]:
         """The transport's state, and the device's."""

@@ -141,6 +141,11 @@ class VirtioGpu(VirtioDevice, Display):
         if self._active and not self._gone:
             self.transport.config_changed()
 
+    @property
+    def display(self) -> Display:
+        """This device."""
+        return self
+
     def status(self) -> dict[str, object]:
         """Counters since the device was made, and what the guest holds now."""
         return {
