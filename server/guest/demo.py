@@ -47,9 +47,8 @@ if [ -e /dev/dri/card0 ]; then since=$(cut -d' ' -f1 /proc/uptime); else since={
 echo "{_DRM} $since" >/dev/console
 """
 _GREETING = """\
-printf '\\033[?25l\\n  %s\\n  drawn by %s on %s\\n\\n' "$(uname -srm)" \
-"$(basename "$(readlink /sys/class/drm/card0/device/driver)")" \
-"$(cat /sys/class/drm/card0/device/uevent | grep PCI_SLOT_NAME)" >/dev/tty0
+. /sys/class/drm/card0/device/uevent
+printf '\\033[?25l\\n  %s\\n  virtio_gpu drives %s at %s\\n\\n' "$(uname -srm)" "$PCI_ID" "$PCI_SLOT_NAME" >/dev/tty0
 """
 _CONNECTED = re.compile(r"^(?P<connector>\d+)\s+\d+\s+connected\s", re.MULTILINE)
 _MODE = re.compile(r"^\s*#0\s+(?P<mode>\S+)\s", re.MULTILINE)
@@ -188,21 +187,20 @@ def _save(frame: Frame, output: Path) -> None:
 
 def _summary(result: DemoResult, seconds: float) -> list[str]:
     width, height = result.size
+    commands = result.status["model"]["commands"]
+    client = result.status["client"] or {"memory": {"pinned_pages": 0}}
     return [
-        f"pictures           {result.pattern} ({width}x{height}), {result.console}",
+        f"pictures         {result.pattern} ({width}x{height}), {result.console}",
         (
-            f"DRM device         {result.drm_device:.1f} s after QEMU's start, "
+            f"DRM device       {result.drm_device:.1f} s after QEMU's start, "
             f"{result.drm_device_uptime:.1f} s after the kernel's"
         ),
-        f"commands served    {_counted(result.status, 'commands')}",
-        f"pages pinned       {_counted(result.status, 'pinned_pages')}",
-        f"all in all         {seconds:.1f} s",
+        f"commands served  {sum(commands.values())} ({_most_frequent(commands)})",
+        f"pages pinned     {client['memory']['pinned_pages']}",
+        f"all in all       {seconds:.1f} s",
     ]
 
 
-def _counted(tree: Mapping[str, Any], name: str) -> object:
-    """Find ``name`` in a tree of counters."""
-    if name in tree:
-        return tree[name]
-    found = (_counted(branch, name) for branch in tree.values() if isinstance(branch, Mapping))
-    return next((value for value in found if value != "unknown"), "unknown")
+def _most_frequent(commands: Mapping[str, int]) -> str:
+    ordered = sorted(commands.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {count}" for name, count in ordered)
