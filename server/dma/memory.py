@@ -12,7 +12,8 @@ from server.dma.address_space import PAGE_SIZE
 from server.dma.backing import BackingFile, BackingFiles
 from server.dma.domain import DmaDomain
 from server.dma.errors import DmaError
-from server.dma.pins import Pin, PinCache
+from server.dma.pin import Pin
+from server.dma.pins import PinCache
 from server.dma.regions import ADDRESS_SPACE_SIZE, MAX_REGIONS, DmaRegion, DmaRegionTable
 
 DEFAULT_MAX_DATA_XFER_SIZE = 1 << 20

@@ -9,126 +9,18 @@ pages.
 from __future__ import annotations
 
 import errno
-import sys
 import weakref
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import FrameType
-from typing import Self
 
 from devices.contract import DmaSegment, GuestMemoryError, GuestRange, Log, PinnedPages, Prot
 from server.dma.address_space import PAGE_SIZE
 from server.dma.domain import DmaDomain, FileRun, OutOfRuns
-from server.dma.regions import ADDRESS_SPACE_SIZE, DmaRegionTable, RegionPart
+from server.dma.pin import Pin
+from server.dma.regions import DmaRegionTable, RegionPart
 from server.dma.runs import PinnedRun, RunMap
+from server.dma.spans import Span, page_spans, spans_of
 
-_HERE = str(Path(__file__).parent)
-_PAGE_MASK = -PAGE_SIZE
 _WRITE = Prot.WRITE.value
-
-Span = tuple[int, int]
-"""Guest addresses ``[start, end)``."""
-
-
-class Pin:
-    """A pinned scatter list (:class:`devices.contract.PinnedPages`); also a context manager that releases it.
-
-    ``spans`` are the pages in the order of the list. A Pin that is dropped while it holds pages is a leak:
-    it is logged with where it was made, and released.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "_cache",
-        "_ordered",
-        "_segments",
-        "_views",
-        "length",
-        "on_unmap",
-        "origin",
-        "parts",
-        "prot",
-        "revoked",
-        "spans",
-    )
-
-    def __init__(
-        self,
-        cache: PinCache,
-        parts: Sequence[Span],
-        spans: Sequence[Span],
-        prot: Prot,
-        on_unmap: Callable[[PinnedPages], None],
-    ) -> None:
-        self._cache = cache
-        self._ordered: list[Span] | None = None
-        self._segments: list[DmaSegment] | None = None
-        self._views: tuple[memoryview, ...] | None = None
-        self.length = sum(end - start for start, end in parts)
-        self.parts = parts
-        self.spans = spans
-        self.prot = prot
-        self.on_unmap = on_unmap
-        self.origin = _caller()
-        self.revoked = False
-
-    @property
-    def segments(self) -> Sequence[DmaSegment]:
-        """The DMA segments in order, coalesced. Raises GuestMemoryError (EINVAL) once revoked."""
-        self._check()
-        if self._segments is None:
-            self._segments = self._cache.segments(self.parts)
-        return self._segments
-
-    def dma_addr(self, address: int) -> int:
-        """The dma_addr of a guest address in the pinned pages. Raises GuestMemoryError (EINVAL)."""
-        self._check()
-        if not any(start <= address < end for start, end in self.spans):
-            raise GuestMemoryError(errno.EINVAL, f"guest address {address:#x} is not part of this pin")
-        return self._cache.translate(address)
-
-    def views(self) -> Sequence[memoryview]:
-        """The memory in order, one piece where all pages are neighbours in the domain.
-
-        Raises GuestMemoryError (EINVAL) once revoked.
-        """
-        self._check()
-        if self._views is None:
-            views = self._cache.views(self)
-            self._views = tuple(views if self.prot & Prot.WRITE else (view.toreadonly() for view in views))
-        return self._views
-
-    def release(self) -> None:
-        """Drop one reference per page. Calling it again does nothing."""
-        if not self.revoked:
-            self._cache.release(self)
-
-    def revoke(self) -> None:
-        """The pages are no longer this handle's: it raises an error from now on."""
-        self.revoked = True
-        self._views = None
-
-    def overlaps(self, start: int, end: int) -> bool:
-        """Whether any of the pages lies in ``[start, end)``."""
-        if self._ordered is None:
-            self._ordered = _merge(sorted(self.spans))
-        index = bisect_left(self._ordered, (end, 0))
-        return index > 0 and self._ordered[index - 1][1] > start
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.release()
-
-    def __del__(self) -> None:
-        if not getattr(self, "revoked", True):
-            self._cache.leaked(self)
-
-    def _check(self) -> None:
-        if self.revoked:
-            raise GuestMemoryError(errno.EINVAL, "these pages are no longer pinned")
 
 
 class PinCache:
@@ -175,14 +67,15 @@ class PinCache:
         need = prot.value
         if not need:
             raise GuestMemoryError(errno.EINVAL, "a pin without a permission")
-        parts = _parts(ranges)
-        spans = _page_spans(parts)
+        parts = spans_of(ranges)
+        spans = page_spans(parts)
         missed = self._not_granted(spans, need)
         mapped = self._map(missed, need) if missed else 0
         self.misses += mapped // PAGE_SIZE
         self.hits += (sum(end - start for start, end in spans) - mapped) // PAGE_SIZE
+        isolate = self._runs.isolate
         for start, end in spans:
-            for run in self._runs.isolate(start, end):
+            for run in isolate(start, end):
                 run.count += 1
                 run.granted |= need
         pin = Pin(self, parts, spans, prot, on_unmap)
@@ -195,16 +88,17 @@ class PinCache:
         pin.revoke()
         del self._pins[id(pin)]
         freed: list[DmaSegment] = []
+        isolate = self._runs.isolate
         for start, end in pin.spans:
-            shared = False
-            for run in self._runs.isolate(start, end):
+            parts_stay = False
+            for run in isolate(start, end):
                 run.count -= 1
                 if run.count:
-                    shared = True
+                    parts_stay |= run.part
                 else:
                     self._runs.discard(run)
                     _append(freed, run.dma_addr, run.end - run.start)
-            if shared:
+            if parts_stay:
                 self._runs.join(start, end)
         self._unmap(freed)
 
@@ -230,13 +124,15 @@ class PinCache:
             # A callback may have released pins other than its own.
             if not pin.revoked and pin.overlaps(start, end):
                 self._take_away(pin)
+        # What was dropped in the meantime is in nobody's list but holds its pages.
+        self._collect()
 
     def translate(self, address: int) -> int:
         """The dma_addr of a pinned guest address. Raises GuestMemoryError (EINVAL) where it is not pinned."""
-        found = self._runs.overlapping(address, address + 1)
-        if not found:
+        run = self._runs.at(address)
+        if run is None:
             raise GuestMemoryError(errno.EINVAL, f"guest address {address:#x} is not pinned")
-        return found[0].dma_addr + address - found[0].start
+        return run.dma_addr + address - run.start
 
     def segments(self, parts: Sequence[Span]) -> list[DmaSegment]:
         """Where pinned memory is in the domain, neighbours coalesced."""
@@ -278,7 +174,7 @@ class PinCache:
             claimed, sources = self._claim(parts)
             if claimed:
                 self._map_claimed(claimed, sources, writable=bool(need & _WRITE))
-            if need & _WRITE:
+            if need & _WRITE and self.locked_bytes - before < sum(end - start for _, start, end in parts):
                 self._make_writable(spans)
         except OSError as exc:
             self._unclaim(parts)
@@ -374,43 +270,6 @@ class PinCache:
             self.release(pin)
 
 
-def _parts(ranges: Sequence[GuestRange]) -> list[Span]:
-    """The ranges as spans, those that follow each other made one. Raises GuestMemoryError."""
-    parts: list[Span] = []
-    last_start = last_end = -1
-    for address, length in ranges:
-        if length <= 0 or address < 0:
-            raise GuestMemoryError(errno.EINVAL, f"cannot pin {length} bytes at {address:#x}")
-        end = address + length
-        if end > ADDRESS_SPACE_SIZE:
-            raise GuestMemoryError(errno.EOVERFLOW, f"{address:#x}+{length:#x} wraps")
-        if address == last_end:
-            parts[-1] = (last_start, end)
-        else:
-            parts.append((address, end))
-            last_start = address
-        last_end = end
-    return parts
-
-
-def _page_spans(parts: list[Span]) -> list[Span]:
-    """The spans with their ends moved out to page borders."""
-    if any((start | end) % PAGE_SIZE for start, end in parts):
-        return [(start & _PAGE_MASK, (end + PAGE_SIZE - 1) & _PAGE_MASK) for start, end in parts]
-    return parts
-
-
-def _merge(ordered: Sequence[Span]) -> list[Span]:
-    """Sorted spans made disjoint."""
-    merged: list[Span] = []
-    for start, end in ordered:
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return merged
-
-
 def _append(segments: list[DmaSegment], dma_addr: int, length: int) -> None:
     """Add a segment, as part of the last one where it follows it."""
     if segments:
@@ -426,11 +285,3 @@ def _host_view(part: RegionPart) -> memoryview:
     if region.backing is None:
         raise GuestMemoryError(errno.EFAULT, f"the client does not share guest address {start:#x}")
     return region.backing.memory[region.prot][start + region.delta : end + region.delta]
-
-
-def _caller() -> str:
-    """The first frame outside this package, as file:line."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_HERE):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "?"

@@ -9,12 +9,11 @@ from __future__ import annotations
 import errno
 from typing import NamedTuple
 
-from sortedcontainers import SortedDict
-
 from devices.contract import GuestMemoryError, Prot
 from server.dma.address_space import PAGE_SIZE
 from server.dma.backing import BackingFile
 from server.dma.errors import DmaError
+from server.dma.sorted_map import SortedMap
 
 MAX_REGIONS = 65_535
 """QEMU's limit of max_dma_maps."""
@@ -66,7 +65,7 @@ class DmaRegionTable:
     def __init__(self, max_regions: int = MAX_REGIONS) -> None:
         self.max_regions = max_regions
         self.mapped_bytes = 0
-        self._regions: SortedDict[int, DmaRegion] = SortedDict()
+        self._regions: SortedMap[DmaRegion] = SortedMap()
         self._by_page: dict[int, DmaRegion] = {}
 
     def __len__(self) -> int:
@@ -104,11 +103,12 @@ class DmaRegionTable:
         last = self._last_before(end, above=iova)
         if last is None:
             raise DmaError(errno.ENOENT, f"{iova:#x}+{size:#x} is not mapped")
-        first = self._regions.get(iova) or self._last_before(iova, above=iova)
-        if last.end > end or (first is not None and first.iova < iova):
+        cut = None if self._regions.get(iova) else self._last_before(iova, above=iova)
+        if last.end > end or cut is not None:
             raise DmaError(errno.EINVAL, f"unmapping {iova:#x}+{size:#x} would cut a DMA region in two")
-        starts = self._regions.irange(iova, end, inclusive=(True, False))
-        removed = [self._regions.pop(start) for start in list(starts)]
+        removed = [last] if last.iova == iova else self._regions.between(iova, end)
+        for region in removed:
+            self._regions.pop(region.iova)
         self._forget(removed)
         return removed
 
@@ -149,11 +149,8 @@ class DmaRegionTable:
 
     def _last_before(self, end: int, *, above: int) -> DmaRegion | None:
         """The last region that starts before ``end`` and reaches beyond ``above``."""
-        index = self._regions.bisect_left(end)
-        if not index:
-            return None
-        region: DmaRegion = self._regions.peekitem(index - 1)[1]
-        return region if region.end > above else None
+        region = self._regions.floor(end - 1)
+        return region if region is not None and region.end > above else None
 
     def _forget(self, removed: list[DmaRegion]) -> None:
         self._by_page.clear()

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sortedcontainers import SortedDict
+from server.dma.sorted_map import SortedMap
 
 
 class PinnedRun:
     """The pages ``[start, end)``, at ``dma_addr`` onwards, with ``count`` references each.
 
     ``granted`` is the access (bits of :class:`devices.contract.Prot`) that pins of these pages were found
-    to be allowed; ``writable`` says whether the domain lets the device write them. Between the moment that
-    a run is claimed and the moment that it is mapped its count is 0.
+    to be allowed; ``writable`` says whether the domain lets the device write them; ``part`` whether this was
+    once part of a longer run. Between the moment that a run is claimed and the moment that it is mapped its
+    count is 0.
     """
 
-    __slots__ = ("count", "dma_addr", "end", "granted", "start", "writable")
+    __slots__ = ("count", "dma_addr", "end", "granted", "part", "start", "writable")
 
     def __init__(
         self, start: int, end: int, dma_addr: int, *, count: int, granted: int, writable: bool
@@ -26,6 +27,7 @@ class PinnedRun:
         self.count = count
         self.granted = granted
         self.writable = writable
+        self.part = False
 
     def continues_in(self, after: PinnedRun) -> bool:
         """Whether ``after`` and this could be one run."""
@@ -42,7 +44,7 @@ class RunMap:
     """Disjoint :class:`PinnedRun` values; every operation costs O(log n) and the number of runs it touches."""
 
     def __init__(self) -> None:
-        self._runs: SortedDict[int, PinnedRun] = SortedDict()
+        self._runs: SortedMap[PinnedRun] = SortedMap()
         self.starting_at = self._runs.get
         """The run that starts at exactly this address, or None; O(1)."""
 
@@ -59,19 +61,26 @@ class RunMap:
 
     def discard(self, run: PinnedRun) -> None:
         """Take out a run of this map."""
-        del self._runs[run.start]
+        self._runs.pop(run.start)
 
     def overlapping(self, start: int, end: int) -> Sequence[PinnedRun]:
         """The runs with pages in ``[start, end)``, by address."""
-        exact: PinnedRun | None = self.starting_at(start)
-        if exact is not None and exact.end >= end:
-            return (exact,)
-        found = [self._runs[key] for key in self._runs.irange(start, end, inclusive=(True, False))]
-        if exact is None:
-            before = self._ending_after(start)
-            if before is not None:
+        last = self._runs.floor(end - 1)
+        if last is None or last.end <= start:
+            return ()
+        if last.start <= start:
+            return (last,)
+        found = self._runs.between(start, end)
+        if found[0].start > start:
+            before = self._runs.floor(start)
+            if before is not None and before.end > start:
                 found.insert(0, before)
         return found
+
+    def at(self, address: int) -> PinnedRun | None:
+        """The run that ``address`` is in."""
+        run = self._runs.floor(address)
+        return run if run is not None and run.end > address else None
 
     def gaps(self, start: int, end: int) -> list[tuple[int, int]]:
         """The parts of ``[start, end)`` that no run covers."""
@@ -86,7 +95,7 @@ class RunMap:
 
     def isolate(self, start: int, end: int) -> Sequence[PinnedRun]:
         """The runs within ``[start, end)``, after runs that reach across its borders have been cut there."""
-        exact: PinnedRun | None = self.starting_at(start)
+        exact = self.starting_at(start)
         if exact is not None and exact.end == end:
             return (exact,)
         found = list(self.overlapping(start, end))
@@ -107,6 +116,7 @@ class RunMap:
             writable=run.writable,
         )
         run.end = address
+        run.part = second.part = True
         self._runs[address] = second
         return second
 
@@ -117,14 +127,6 @@ class RunMap:
         for run in runs:
             if last is not None and last.continues_in(run):
                 last.end = run.end
-                del self._runs[run.start]
+                self._runs.pop(run.start)
             else:
                 last = run
-
-    def _ending_after(self, address: int) -> PinnedRun | None:
-        """The run that starts before ``address`` and reaches beyond it."""
-        index = self._runs.bisect_left(address)
-        if not index:
-            return None
-        run: PinnedRun = self._runs.peekitem(index - 1)[1]
-        return run if run.end > address else None
