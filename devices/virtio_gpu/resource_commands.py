@@ -23,7 +23,7 @@ from devices.virtio_gpu.protocol import (
 from devices.virtio_gpu.resources import Resource2D, ResourceTable
 from devices.virtio_gpu.scanout import Scanout
 
-_ALL_BLOB_FLAGS = BlobFlag.USE_MAPPABLE | BlobFlag.USE_SHAREABLE | BlobFlag.USE_CROSS_DEVICE
+_ALL_BLOB_FLAGS = int(BlobFlag.USE_MAPPABLE | BlobFlag.USE_SHAREABLE | BlobFlag.USE_CROSS_DEVICE)
 
 
 class ResourceCommands:
