@@ -15,6 +15,7 @@ from server.dma.errors import DmaError
 from server.dma.pin import Pin
 from server.dma.pins import PinCache
 from server.dma.regions import ADDRESS_SPACE_SIZE, MAX_REGIONS, DmaRegion, DmaRegionTable
+from server.dma.runs import PinnedRun
 
 DEFAULT_MAX_DATA_XFER_SIZE = 1 << 20
 """Bytes per DMA_READ or DMA_WRITE where the client does not say otherwise (vfio-user, VFIO_USER_VERSION)."""
@@ -56,9 +57,11 @@ class GuestMemoryMap:
         """Add a region; ``fd`` belongs to this object from now on, even where this fails.
 
         Raises DmaError: EINVAL (unaligned, empty, wrapping, permissionless, or an fd that cannot back it),
-        EEXIST (overlap), ENOSPC (limit), EACCES or EPERM (the fd does not give the access).
+        EEXIST (overlap), ENOSPC (limit), EACCES or EPERM (the fd does not give the access), ENODEV (closed).
         """
         try:
+            if self._closed:
+                raise DmaError(errno.ENODEV, "the client is gone")
             self._regions.check_map(iova, size, prot, offset)
         except DmaError:
             if fd is not None:
@@ -108,6 +111,11 @@ class GuestMemoryMap:
             return None
         start = address + region.delta
         return backing.memory[prot][start : start + length]
+
+    @property
+    def pinned_runs(self) -> Sequence[PinnedRun]:
+        """The runs of pinned pages by guest address, for status and tests."""
+        return self._pins.runs
 
     async def read(self, address: int, length: int) -> bytes:
         """Copy out of the guest, by message where the client did not share the memory.
