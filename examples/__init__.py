@@ -1,0 +1,1 @@
+"""Devices to start from; docs/writing-a-device.md explains them."""
