@@ -65,7 +65,16 @@ class Decoder:
     bytes that arrive, never with the size that a peer announces.
     """
 
-    __slots__ = ("_error", "_messages", "_partial", "_partial_fds", "_stray_fds", "max_fds", "max_size")
+    __slots__ = (
+        "_error",
+        "_messages",
+        "_partial",
+        "_partial_fds",
+        "_stray_fds",
+        "max_fds",
+        "max_size",
+        "refused",
+    )
 
     def __init__(self, max_size: int, max_fds: int = DEFAULT_MAX_FDS) -> None:
         """Start at the first byte of a stream."""
@@ -78,6 +87,8 @@ class Decoder:
         self._partial_fds: tuple[int, ...] = ()
         self._stray_fds: list[int] = []
         self._error: ProtocolError | None = None
+        self.refused: Header | None = None
+        """The header whose size ended the stream, so that its sender can be told; else None."""
 
     @property
     def idle(self) -> bool:
@@ -162,10 +173,12 @@ class Decoder:
         return position + len(rest)
 
     def _check(self, header: Header) -> None:
+        if HEADER_SIZE <= header.size <= self.max_size:
+            return
+        self.refused = header
         if header.size < HEADER_SIZE:
             raise ProtocolError(EINVAL, f"a message of {header.size} bytes is shorter than its header")
-        if header.size > self.max_size:
-            raise ProtocolError(E2BIG, f"a message of {header.size} bytes, where {self.max_size} is the most")
+        raise ProtocolError(E2BIG, f"a message of {header.size} bytes, where {self.max_size} is the most")
 
     def _attach(self, fds: tuple[int, ...], *, empty: bool) -> None:
         """Give ``fds`` to the last message of which the read held any byte."""

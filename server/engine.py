@@ -13,7 +13,7 @@ from devices.contract import Device
 from devices.display import Frame
 from devices.work import run_to_completion
 from server.control_protocol import ControlError
-from server.session import WORK_SLICE_NS, Session
+from server.session import Session
 
 ATTACH_SECONDS = 4.0
 """How long a client waits for the one before it to be gone: less than the 5 s that QEMU waits for a reply."""
@@ -77,7 +77,7 @@ class Engine:
         self._captures.add(done)
         try:
             session.defer(capture())
-            session.work.run(WORK_SLICE_NS)
+            session.wake()
             await done.wait()
         finally:
             self._captures.discard(done)

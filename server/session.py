@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from devices.contract import Device, GuestMemoryError, Log, Prot, Region, RegionAccess, Work
@@ -54,6 +55,8 @@ class Session:
         self.trigger = self.interrupts.trigger
         self.counters = Counters()
         self.clock = time.monotonic_ns
+        self.wake: Callable[[], None] = _nobody_to_wake
+        """Makes the transport, which sets this, run work that was deferred outside of an access."""
         self._regions = tuple(device.regions)
         device.connect(self)
 
@@ -156,6 +159,10 @@ class Session:
             self.log.warning("device_fault", where="disconnect", exc_info=True)
         self.memory.close()
         self.interrupts.close()
+
+
+def _nobody_to_wake() -> None:
+    """No transport sleeps."""
 
 
 def _out_of_region(region: Region, offset: int, count: int) -> ProtocolError:

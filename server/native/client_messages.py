@@ -48,7 +48,10 @@ class ClientMessages:
         header = Header(message_id, message.command, HEADER_SIZE + len(payload))
         self._pending = (message_id, message)
         self.sent += 1
-        self._channel.send(header.pack() + payload)
+        try:
+            self._channel.send(header.pack() + payload)
+        except OSError:
+            self.disconnected()
 
     def take_reply(self, message: Message) -> None:
         """The client's reply: the work that asked can go on. Raises ProtocolError for a reply nobody asked for."""
@@ -70,7 +73,7 @@ class ClientMessages:
         """The channel is closed: no reply will come."""
         if self._pending is not None:
             self._pending = None
-            self.work.fail(errno.ENODEV, "the client closed its end of the twin socket")
+            self.work.fail(errno.ENODEV, "the client closed the socket for requests to it")
 
     def _take_answer(self, request: DmaRead | DmaWrite, message: Message) -> None:
         answer: DmaReadReply | DmaWriteReply

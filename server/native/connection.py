@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
+from contextlib import suppress
 
 import trio
 
@@ -60,19 +61,22 @@ class Connection:
         self._handshake = handshake
         self._session = session
         self._client = client
+        self._sleep: trio.CancelScope | None = None
+        session.wake = self.wake
         self._reply = bytearray(REGION_REPLY_SIZE + SHORT_DATA)
         self._reply_view = memoryview(self._reply)
 
     async def serve(self) -> None:
         """Serve until the client hangs up. Raises ProtocolError and OSError when the stream cannot go on."""
         main, work = self._main, self._session.work
+        await self._serve_decoded()  # what came right behind VERSION
         turn = time.monotonic_ns()
         while True:
             count = main.receive()
             if count < 0 and not work.runnable:
                 count = main.receive_spinning()
                 if count < 0:
-                    await main.wait_readable()
+                    await self._wait_for_input()
                     turn = time.monotonic_ns()
                     continue
             if count == 0:
@@ -87,20 +91,32 @@ class Connection:
                 await trio.lowlevel.checkpoint()
                 turn = time.monotonic_ns()
 
+    def wake(self) -> None:
+        """See to work that was deferred, or can go on, while :meth:`serve` waits for the client."""
+        if self._sleep is not None:
+            self._sleep.cancel()
+
+    async def _wait_for_input(self) -> None:
+        with trio.CancelScope() as self._sleep:
+            await self._main.wait_readable()
+        self._sleep = None
+
     async def serve_twin(self, twin: MessageSocket) -> None:
-        """Take replies from the twin socket until the client closes it. Raises ProtocolError and OSError."""
+        """Take replies from the twin socket until the client closes it. Raises ProtocolError."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_keep_flushing, twin)
+            with suppress(OSError):  # closed with something unread: closed all the same
+                await self._read_twin(twin)
+            nursery.cancel_scope.cancel()
+        self._client.disconnected()
+        self.wake()
+
+    async def _read_twin(self, twin: MessageSocket) -> None:
         decoder = Decoder(self._decoder.max_size, max_fds=0)
-        while True:
-            count = twin.receive()
+        while (count := twin.receive()) != 0:
             if count < 0:
-                if twin.congested:
-                    await twin.flush()
                 await twin.wait_readable()
                 continue
-            if count == 0:
-                self._client.disconnected()
-                self._session.work.run(WORK_SLICE_NS)
-                return
             decoder.feed(twin.view[:count], twin.take_fds())
             for message in decoder:
                 with ReceivedFds(message.fds):
@@ -108,6 +124,8 @@ class Connection:
                         raise ProtocolError(errno.EINVAL, "a command on the twin socket")
                     self._client.take_reply(message)
             self._session.work.run(WORK_SLICE_NS)
+            if self._session.work.runnable:
+                self.wake()
 
     async def _take(self, count: int) -> None:
         main, decoder = self._main, self._decoder
@@ -115,11 +133,14 @@ class Connection:
         if done == count:
             return
         decoder.feed(main.view[done:count], main.take_fds())
-        for message in decoder:
+        await self._serve_decoded()
+
+    async def _serve_decoded(self) -> None:
+        for message in self._decoder:
             with ReceivedFds(message.fds) as fds:
                 self._serve_message(message, fds)
-            if main.congested:
-                await main.flush()
+            if self._main.congested:
+                await self._main.flush()
 
     def _serve_accesses(self, count: int) -> int:
         """Serve the register accesses at the start of the buffer; returns how many bytes they were."""
@@ -188,6 +209,11 @@ class Connection:
         if len(fds) and not handler.takes_fds:
             raise ProtocolError(errno.EINVAL, f"{len(fds)} fds with a command that takes none")
         return handler.serve(self._session, message.payload, fds)
+
+
+async def _keep_flushing(twin: MessageSocket) -> None:
+    with suppress(OSError):  # its reader sees the end, too
+        await twin.keep_flushing()
 
 
 def send_reply(sock: MessageSocket, header: Header, reply: Reply) -> None:

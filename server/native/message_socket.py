@@ -47,6 +47,7 @@ class MessageSocket:
         self._ancillary_size = socket.CMSG_SPACE(max_fds * _FD_SIZE)
         self._outgoing: deque[tuple[memoryview, tuple[int, ...]]] = deque()
         self._spin_ns = 0
+        self._flushers = trio.lowlevel.ParkingLot()
 
     def fileno(self) -> int:
         """The socket's fd."""
@@ -118,6 +119,7 @@ class MessageSocket:
                 fds = ()
             data = data[sent:]
         self._outgoing.append((memoryview(bytes(data)), tuple(os.dup(fd) for fd in fds)))
+        self._flushers.unpark_all()
 
     @property
     def congested(self) -> bool:
@@ -141,6 +143,14 @@ class MessageSocket:
             _close_all(fds)
             if sent < len(data):
                 self._outgoing.appendleft((data[sent:], ()))
+
+    async def keep_flushing(self) -> None:
+        """Flush whenever there is something to flush, for a socket whose reader sleeps. Raises OSError."""
+        while True:
+            if self.congested:
+                await self.flush()
+            else:
+                await self._flushers.park()
 
     def close(self) -> None:
         """Close the socket, the fds that nobody took, and those that were still to be sent."""

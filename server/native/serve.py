@@ -6,7 +6,7 @@ import errno
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -80,16 +80,29 @@ async def serve_connection(
     try:
         await _serve(main, decoder, engine, options, log)
     except* ProtocolError as errors:
-        log.warning("client_dropped", reason=_first(errors).reason)
+        broken = _first(errors)
+        _refuse_last(main, decoder, broken.errno)
+        log.warning("client_dropped", reason=broken.reason)
     except* trio.TooSlowError:
         log.warning("client_dropped", reason=f"no VERSION in {HANDSHAKE_SECONDS:.0f} s")
     except* ClientGone:
         log.info("client_left", before="VERSION")
     except* OSError as errors:
-        log.info("client_dropped", reason=_first(errors).strerror)
+        error = _first(errors)
+        log.info("client_dropped", reason=error.strerror or str(error))
+    except* Exception as errors:
+        log.warning("device_fault", where="connection", exc_info=_first(errors))
     finally:
         ReceivedFds(decoder.take_fds()).close()
         main.close()
+
+
+def _refuse_last(main: MessageSocket, decoder: Decoder, code: int) -> None:
+    """Tell the client that its last message had a size that cannot be."""
+    header = decoder.refused
+    if header is not None and header.is_command and not header.no_reply:
+        with suppress(OSError):
+            send_error(main, header, code)
 
 
 def _first(errors: BaseExceptionGroup[Error]) -> Error:
@@ -108,6 +121,8 @@ async def _serve(
         message = await _first_message(main, decoder)
     handshake = Handshake(OURS)
     with ReceivedFds(message.fds), _refusing(main, message.header):
+        if not message.header.is_command:
+            raise ProtocolError(errno.EINVAL, "the first message must be a command")
         handshake.check(message.header.command)
         reply = handshake.receive(message.payload)
         await engine.acquire()
@@ -128,7 +143,7 @@ async def _first_message(main: MessageSocket, decoder: Decoder) -> Message:
         if count < 0:
             await main.wait_readable()
         else:
-            # A copy, because what follows VERSION in the same read is served when the buffer has new contents.
+            # A copy, because the buffer may have new contents when what follows VERSION in this read is served.
             decoder.feed(bytes(main.view[:count]), main.take_fds())
 
 
@@ -157,10 +172,9 @@ async def _attached(
     assert agreement is not None  # noqa: S101 - a handshake that did not raise has one
     with ExitStack() as stack:
         twin: MessageSocket | None = None
-        twin_fds: tuple[int, ...] = ()
+        theirs: socket.socket | None = None
         if agreement.twin_socket_fd is not None:
             twin, theirs = _twin_socket(stack)
-            twin_fds = (theirs.fileno(),)
         client = ClientMessages(twin or main, log)
         memory = GuestMemoryMap(
             log,
@@ -173,7 +187,9 @@ async def _attached(
         stack.callback(session.close)
         engine.attach(session)
         stack.callback(engine.detach)
-        send_reply(main, header, Reply(reply.pack(), twin_fds))
+        send_reply(main, header, Reply(reply.pack(), () if theirs is None else (theirs.fileno(),)))
+        if theirs is not None:
+            theirs.close()  # or the client could not close it
         log.info(
             "client_attached",
             version=f"{agreement.major}.{agreement.minor}",
@@ -190,7 +206,7 @@ async def _attached(
 
 
 def _twin_socket(stack: ExitStack) -> tuple[MessageSocket, socket.socket]:
-    """Our end, and the client's, which the caller passes on; both are closed with ``stack``."""
+    """Our end, and the client's, which the caller passes on and closes; ``stack`` closes both, too."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     twin = MessageSocket(ours, max_fds=0)
     stack.callback(twin.close)
