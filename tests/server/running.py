@@ -1,0 +1,49 @@
+"""A server in the test's own process, on a socket in a folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import trio
+
+from devices.contract import Device
+from server.control import serve_control
+from server.engine import Engine
+from server.listener import serve_clients
+from server.native.serve import ConnectionOptions
+from server.socket_path import listen_at
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    path: Path
+    control: Path
+    engine: Engine
+
+
+@asynccontextmanager
+async def running_server(device: Device, options: ConnectionOptions | None = None) -> AsyncIterator[Server]:
+    """Serve ``device`` until the block ends; the test fails if the server does before."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        server = Server(folder / "device", folder / "control", Engine(device))
+        with listen_at(server.path) as listener, listen_at(server.control) as control:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(serve_clients, listener, server.engine, options or ConnectionOptions())
+                nursery.start_soon(serve_control, control, server.engine)
+                yield server
+                nursery.cancel_scope.cancel()
+
+
+def open_fds() -> int:
+    """How many fds this process has."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def mappings() -> int:
+    """How many memory mappings this process has."""
+    return len(Path("/proc/self/maps").read_text().splitlines())
