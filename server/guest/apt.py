@@ -174,4 +174,6 @@ def _check(status: int, stderr: str) -> None:
     lines = [line for line in stderr.splitlines() if line]
     reasons = [line.removeprefix("E: ") for line in lines if line.startswith("E: ")]
     reason = reasons[0] if reasons else (lines[-1] if lines else f"exit status {status}")
+    if "NO_PUBKEY" in stderr:
+        reason = "the archive's key is not known here: apt-get install debian-archive-keyring, as root"
     raise GuestError(f"apt cannot get Debian's packages: {reason}", tuple(lines[-20:]))

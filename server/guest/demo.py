@@ -103,6 +103,7 @@ async def run_demo(parts: DemoParts, output: Path, report: Report) -> DemoResult
     ``FILE.png`` gets the pattern, ``FILE-console.png`` the console. Nothing is left running, also when this
     is cancelled. Raises :class:`GuestError`, ControlError, OSError.
     """
+    output.parent.mkdir(parents=True, exist_ok=True)
     console_file = output.with_name(f"{output.stem}-console{output.suffix or '.png'}")
     report(f"QEMU {parts.qemu.release}, Linux {parts.kernel.release}, {parts.accel.name}")
     with tempfile.TemporaryDirectory(prefix="vgpud-demo-") as name:
@@ -116,10 +117,10 @@ async def run_demo(parts: DemoParts, output: Path, report: Report) -> DemoResult
             report(f"the guest's driver has bound the virtual GPU after {drm_device:.1f} s")
             await guest.check(_GREETING)
             console = await settled(control, is_drawn_on, _PICTURE_SECONDS)
-            _save(console, console_file)
+            save_png(console, console_file)
             report("saved the guest's console; asking modetest for its test pattern")
             pattern = await _test_pattern(guest, control)
-            _save(pattern, output)
+            save_png(pattern, output)
             counters = await status(control)
     size = (pattern.buffer.width, pattern.buffer.height)
     return DemoResult(output, console_file, size, drm_device, uptime, counters)
@@ -136,7 +137,8 @@ async def _server(device: Path, control: Path) -> AsyncIterator[None]:
         except GuestError as error:
             said = (*server.log.tail, *error.log)
             if server.returncode is not None:
-                raise GuestError(f"the server ended: {server.log.last_words}", said) from error
+                ended = f"the server ended with status {server.returncode}"
+                raise GuestError(f"{ended}: {server.log.last_words}", said) from error
             raise GuestError(str(error), said) from error
 
 
@@ -178,11 +180,6 @@ async def _test_pattern(guest: Guest, control: Path) -> Frame:
     except GuestError as error:
         said = await guest.run("cat /tmp/modetest.log")
         raise GuestError(f"modetest's pattern: {error}", tuple(said.output.splitlines())) from error
-
-
-def _save(frame: Frame, output: Path) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    save_png(frame, output)
 
 
 def _summary(result: DemoResult, seconds: float) -> list[str]:
