@@ -43,12 +43,12 @@ $(VENV)/installed-for-development: pyproject.toml | $(VENV)/created
 	touch $@ $(VENV)/installed
 
 system-packages:
-	scripts/install-missing.sh pkg-config
-	scripts/install-missing.sh gcc /usr/include/stdio.h=libc6-dev meson ninja=ninja-build \
+	@scripts/install-missing.sh pkg-config
+	@scripts/install-missing.sh gcc /usr/include/stdio.h=libc6-dev meson ninja=ninja-build \
 		json-c.pc=libjson-c-dev xz=xz-utils edid-decode
 
 libvfio-user: venv system-packages
-	PYTHON=$(BIN)/python scripts/build-libvfio-user.sh
+	@PYTHON=$(BIN)/python scripts/build-libvfio-user.sh
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
