@@ -7,7 +7,6 @@ difference to hardware: a line that is raised while masked stays pending once, a
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import select
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ EVENTFD_LINK = "anon_inode:[eventfd]"
 
 
 class EventFd:
-    """A client's eventfd. Signalling never blocks, whatever the client did to it."""
+    """A client's eventfd, and its client may make it blocking at any time: each signal looks for room first."""
 
     __slots__ = ("_fd", "_poll")
 
@@ -31,14 +30,12 @@ class EventFd:
             os.close(fd)
             raise ProtocolError(errno.EINVAL, "an interrupt needs an eventfd, and this fd is something else")
         self._fd = fd
-        self._poll: select.poll | None = None
-        if not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK:
-            self._poll = select.poll()
-            self._poll.register(fd, select.POLLOUT)
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
 
     def signal(self) -> None:
         """Add 1. A counter that is full already holds an event that nobody has read: nothing is lost."""
-        if self._poll is not None and not self._poll.poll(0):
+        if not self._poll.poll(0):
             return
         try:
             os.eventfd_write(self._fd, 1)
@@ -88,6 +85,8 @@ class Interrupts:
     def set_irqs(self, request: SetIrqs, fds: ReceivedFds) -> None:
         """Do what SET_IRQS asks. Raises ProtocolError (EINVAL) with nothing changed."""
         request.check_fds(len(fds))
+        if request.disables and request.action is not IrqAction.TRIGGER:
+            raise ProtocolError(errno.EINVAL, "SET_IRQS masks no vectors")
         lines = self._select(request)
         if request.data is IrqData.EVENTFD:
             self._assign(lines, _SLOT_OF_ACTION[request.action], fds)
