@@ -20,6 +20,8 @@ from server.work_queue import WorkQueue
 
 WORK_SLICE_NS = 1_000_000
 """Longest time that deferred work runs before the transport looks at its socket again."""
+SHARE_MEMORY = "give QEMU -object memory-backend-memfd,id=m,size=SIZE,share=on -machine memory-backend=m"
+"""The advice to who runs a guest whose memory is private: it works, but every access is a message."""
 
 
 @dataclass(slots=True)
@@ -30,7 +32,6 @@ class Counters:
     region_writes: int = 0
     dma_maps: int = 0
     dma_unmaps: int = 0
-    dma_messages: int = 0
     resets: int = 0
     errors: int = 0
 
@@ -58,6 +59,7 @@ class Session:
         self.wake: Callable[[], None] = _nobody_to_wake
         """Makes the transport, which sets this, run work that was deferred outside of an access."""
         self._regions = tuple(device.regions)
+        self._warned_of_unshared_memory = False
         device.connect(self)
 
     def defer(self, work: Work) -> None:
@@ -80,7 +82,10 @@ class Session:
         if not region.access & RegionAccess.READ:
             raise ProtocolError(errno.EPERM, f"{region.name} cannot be read")
         self.counters.region_reads += 1
-        return self.device.region_read(index, offset, count)
+        data = self.device.region_read(index, offset, count)
+        if len(data) != count:
+            raise RuntimeError(f"the device read {len(data)} bytes of {region.name} instead of {count}")
+        return data
 
     def region_write(self, index: int, offset: int, data: memoryview) -> None:
         """Write a region; errors as for :meth:`region_read`."""
@@ -99,8 +104,15 @@ class Session:
         if len(fds) > 1:
             raise ProtocolError(errno.EINVAL, f"DMA_MAP takes one fd, not {len(fds)}")
         prot = Prot(request.flags & (DmaMapFlags.READ | DmaMapFlags.WRITE))
-        self.memory.map(request.address, request.size, prot, fds.take(), request.offset)
+        fd = fds.take()
+        self.memory.map(request.address, request.size, prot, fd, request.offset)
         self.counters.dma_maps += 1
+        # ROMs come without an fd too, but they are read-only.
+        if fd is None and prot & Prot.WRITE and not self._warned_of_unshared_memory:
+            self._warned_of_unshared_memory = True
+            self.log.warning(
+                "memory_not_shared", address=hex(request.address), size=request.size, fix=SHARE_MEMORY
+            )
 
     def dma_unmap(self, request: DmaUnmap) -> None:
         """Remove DMA regions; when this returns nothing of ours refers to them."""
@@ -143,7 +155,6 @@ class Session:
             "region_writes": counters.region_writes,
             "dma_maps": counters.dma_maps,
             "dma_unmaps": counters.dma_unmaps,
-            "dma_messages": counters.dma_messages,
             "resets": counters.resets,
             "errors": counters.errors,
             "interrupts": self.interrupts.raised,

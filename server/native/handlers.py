@@ -152,6 +152,8 @@ def _region_read(session: Session, payload: memoryview, _fds: ReceivedFds) -> Re
 
 def _region_write(session: Session, payload: memoryview, _fds: ReceivedFds) -> Reply:
     request = RegionWrite.unpack(payload)
+    if len(request.data) > MAX_DATA_XFER_SIZE:
+        raise ProtocolError(errno.EINVAL, f"a write of {len(request.data)} bytes, over max_data_xfer_size")
     session.region_write(request.region, request.offset, memoryview(request.data))
     return Reply(RegionWriteReply(request.offset, request.region, len(request.data)).pack())
 
