@@ -74,7 +74,7 @@ class Connection:
         while True:
             count = main.receive()
             if count < 0 and not work.runnable:
-                count = main.receive_spinning()
+                count = main.receive_soon()
                 if count < 0:
                     await self._wait_for_input()
                     turn = time.monotonic_ns()

@@ -1,14 +1,17 @@
-"""A non-blocking UNIX stream socket that carries bytes and fds, and spins a little before it sleeps.
+"""A non-blocking UNIX stream socket that carries bytes and fds, and tries not to sleep while messages are coming.
 
-Waking a task up costs more than the Python that serves a register access, so while accesses follow each other
-closely the reader polls the socket for a moment before it waits. The moment adapts: it is as long as
-:data:`SPIN_NS` while polling pays, halves each time that it did not, and is nothing on a quiet line.
+Going to sleep in the event loop and being woken costs more than the Python that serves a register access. So while
+messages follow each other closely, the reader first polls the socket for a moment, and then waits for it outside of
+the event loop, for a millisecond at most. Polling avoids the cost of waking up, but it takes a CPU: it halves each
+time that it found nothing, stops for a while when the scheduler took the CPU away meanwhile (somebody else needs it,
+perhaps the very client), and is nothing on a quiet line.
 """
 
 from __future__ import annotations
 
 import array
 import os
+import select
 import socket
 import time
 from collections import deque
@@ -19,10 +22,16 @@ import trio
 RECEIVE_SIZE = 256 * 1024
 """Bytes taken from the kernel at a time, at most."""
 SPIN_NS = 60_000
-"""Longest time that a reader polls before it sleeps."""
+"""Longest time that a reader polls."""
 SPIN_MIN_NS = 4_000
 """Below this, polling is not worth a call."""
-BUSY_GAP_NS = 300_000
+PREEMPTED_NS = 200_000
+"""One look at the socket that takes longer was interrupted by the scheduler."""
+CROWDED_NS = 20_000_000
+"""How long the reader does without polling after it was interrupted."""
+PATIENCE_MS = 1
+"""How long the reader waits outside of the event loop; other tasks stand still as long."""
+BUSY_GAP_NS = 2_000_000
 """Messages that come closer than this make the line a busy one."""
 
 _FD_SIZE = array.array("i").itemsize
@@ -46,7 +55,11 @@ class MessageSocket:
         self._buffers = [self.view]
         self._ancillary_size = socket.CMSG_SPACE(max_fds * _FD_SIZE)
         self._outgoing: deque[tuple[memoryview, tuple[int, ...]]] = deque()
+        self._busy = False
         self._spin_ns = 0
+        self._crowded_until = 0
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
         self._flushers = trio.lowlevel.ParkingLot()
 
     def fileno(self) -> int:
@@ -77,26 +90,41 @@ class MessageSocket:
         fds, self.fds = self.fds, []
         return fds
 
-    def receive_spinning(self) -> int:
-        """As :meth:`receive`, but poll for a moment if the line is busy."""
-        spin = self._spin_ns
-        if spin < SPIN_MIN_NS:
+    def receive_soon(self) -> int:
+        """As :meth:`receive`, but if the line is busy, wait a moment for what is about to come."""
+        if not self._busy:
             return -1
-        deadline = time.monotonic_ns() + spin
+        count = self._spin() if self._spin_ns >= SPIN_MIN_NS else -1
+        if count < 0 and self._poll.poll(PATIENCE_MS):
+            count = self.receive()
+        self._busy = count >= 0
+        return count
+
+    def _spin(self) -> int:
+        before = time.monotonic_ns()
+        if before < self._crowded_until:
+            return -1
+        deadline = before + self._spin_ns
         while True:
             count = self.receive()
             if count >= 0:
                 self._spin_ns = SPIN_NS
                 return count
-            if time.monotonic_ns() >= deadline:
-                self._spin_ns = spin // 2
+            now = time.monotonic_ns()
+            if now - before > PREEMPTED_NS:
+                self._crowded_until = now + CROWDED_NS
                 return -1
+            if now >= deadline:
+                self._spin_ns //= 2
+                return -1
+            before = now
 
     async def wait_readable(self) -> None:
         """Sleep until there is something to read."""
         before = time.monotonic_ns()
         await trio.lowlevel.wait_readable(self.sock)
         if time.monotonic_ns() - before < BUSY_GAP_NS:
+            self._busy = True
             self._spin_ns = SPIN_NS
 
     def send(self, data: memoryview | bytes, fds: Sequence[int] = ()) -> None:

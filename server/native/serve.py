@@ -40,6 +40,9 @@ HANDSHAKE_SECONDS = 10.0
 MAX_FDS = 16
 """Fds in one message; QEMU accepts no more in a server's capabilities."""
 MAX_DMA_MAPS = 65_535
+MAX_DMA_MESSAGE = 64 * 1024
+"""Most bytes that one DMA_READ or DMA_WRITE asks for: QEMU sends a reply in one non-blocking write and loses the rest
+where the socket's buffer (208 KiB by default) does not take all of it."""
 PAGE_SIZES = 4096
 
 OURS = Capabilities(
@@ -181,7 +184,7 @@ async def _attached(
             options.make_domain(),
             max_pinned=options.max_pinned,
             max_regions=agreement.max_dma_maps,
-            max_data_xfer_size=agreement.client_max_data_xfer_size,
+            max_data_xfer_size=min(agreement.client_max_data_xfer_size, MAX_DMA_MESSAGE),
         )
         session = Session(engine.device, memory, client.work, log)
         stack.callback(session.close)
