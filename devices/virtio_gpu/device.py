@@ -107,6 +107,11 @@ class VirtioGpu(VirtioDevice, Display):
         return await (self._cursor if queue == Queue.CURSOR else self._control).serve(chain)
 
     @property
+    def display(self) -> Display:
+        """The screens are those of the device itself."""
+        return self
+
+    @property
     def scanouts(self) -> Sequence[ScanoutInfo]:
         """All screens, by index."""
         return [scanout.info for scanout in self._scanouts]
@@ -141,11 +146,6 @@ class VirtioGpu(VirtioDevice, Display):
         if self._active and not self._gone:
             self.transport.config_changed()
 
-    @property
-    def display(self) -> Display:
-        """This device."""
-        return self
-
     def status(self) -> dict[str, object]:
         """Counters since the device was made, and what the guest holds now."""
         return {
@@ -171,15 +171,14 @@ class VirtioGpu(VirtioDevice, Display):
             raise GuestMemoryError(errno.ENODEV, "the client is gone")
         return self.transport.host.memory
 
-    @staticmethod
-    def _last_picture(scanout: Scanout) -> PixelBuffer | None:
+    def _last_picture(self, scanout: Scanout) -> PixelBuffer | None:
         """A copy of what a blob shows while it is pinned; images in host memory need none."""
         framebuffer = scanout.framebuffer
         if framebuffer is None or not isinstance(framebuffer.resource, BlobResource):
             return None
         backing = framebuffer.resource.backing
         if backing is None or not backing.pinned:
-            return scanout.still
+            return scanout.still if self._gone else None
         try:
             return run_to_completion(framebuffer.grab())
         except NothingOnScanout:

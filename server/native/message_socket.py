@@ -10,6 +10,7 @@ perhaps the very client), and is nothing on a quiet line.
 from __future__ import annotations
 
 import array
+import errno
 import os
 import select
 import socket
@@ -18,6 +19,8 @@ from collections import deque
 from collections.abc import Sequence
 
 import trio
+
+from protocol import ProtocolError
 
 RECEIVE_SIZE = 256 * 1024
 """Bytes taken from the kernel at a time, at most."""
@@ -36,10 +39,6 @@ BUSY_GAP_NS = 2_000_000
 
 _FD_SIZE = array.array("i").itemsize
 _FLAGS = socket.MSG_CMSG_CLOEXEC
-
-
-class TooManyFds(OSError):  # noqa: N818 - the peer's fault
-    """The peer sent more fds with one message than were negotiated."""
 
 
 class MessageSocket:
@@ -69,7 +68,7 @@ class MessageSocket:
     def receive(self) -> int:
         """Read into :attr:`view`: bytes read, 0 at the end of the stream, -1 when there is nothing.
 
-        Fds that came are in :attr:`fds`. Raises TooManyFds, and OSError (the peer went away).
+        Fds that came are in :attr:`fds`. Raises ProtocolError (too many fds), and OSError (the peer went away).
         """
         try:
             count, ancillary, flags, _ = self.sock.recvmsg_into(self._buffers, self._ancillary_size, _FLAGS)
@@ -82,7 +81,7 @@ class MessageSocket:
                     received.frombytes(data[: len(data) - len(data) % _FD_SIZE])
                     self.fds.extend(received)
         if flags & socket.MSG_CTRUNC:
-            raise TooManyFds("the peer sent more file descriptors with a message than it may")
+            raise ProtocolError(errno.EINVAL, "more file descriptors with a message than were negotiated")
         return count
 
     def take_fds(self) -> list[int]:

@@ -12,11 +12,13 @@ from .guest import (
     GET_DISPLAY_INFO,
     OK,
     PAGE,
+    UNSPEC,
     UPDATE_CURSOR,
     FakeChain,
     Guest,
     header,
     noise,
+    parse,
 )
 
 
@@ -24,6 +26,7 @@ def test_it_is_a_virtio_gpu() -> None:
     gpu = VirtioGpu()
     assert (gpu.name, gpu.device_id, gpu.pci_class) == ("virtio-gpu", 16, 0x038000)
     assert gpu.queue_sizes == (256, 16)
+    assert gpu.display is gpu
 
 
 @pytest.mark.parametrize(
@@ -172,6 +175,42 @@ def test_a_blob_out_of_reach_at_the_end_leaves_no_picture() -> None:
     guest.transport.connected = False
     with pytest.raises(NothingOnScanout, match="went with the client"):
         guest.capture(1)
+
+
+def test_a_picture_of_an_earlier_client_is_not_shown_for_a_later_one() -> None:
+    guest = busy_guest()
+    guest.gpu.disconnect()
+    guest.ask(GET_DISPLAY_INFO)
+    guest.host.memory.unmap(8 * PAGE, PAGE)
+    guest.gpu.disconnect()
+    with pytest.raises(NothingOnScanout):
+        guest.capture(1)
+
+
+def test_a_screen_that_was_turned_off_and_on_between_clients_has_no_old_picture() -> None:
+    guest = busy_guest()
+    guest.gpu.disconnect()
+    guest.gpu.reset()
+    guest.gpu.disconnect()
+    with pytest.raises(NothingOnScanout):
+        guest.capture(1)
+
+
+def test_a_command_that_outlives_its_client_is_refused() -> None:
+    guest = busy_guest(shared=False)
+    guest.create_2d(3, width=64, height=64)
+    guest.attach(3, [(0, PAGE), (8 * PAGE, 3 * PAGE)])
+    request = (
+        header(0x105) + bytes.fromhex("00000000 00000000 40000000 40000000") + bytes(8) + b"\x03" + bytes(7)
+    )
+    chain = FakeChain(request, 24)
+    work = guest.gpu.handle(0, chain)
+    wanted = start(work)
+    guest.gpu.disconnect()
+    guest.transport.connected = False
+    with pytest.raises(StopIteration):
+        work.send(bytes(wanted.length))
+    assert parse(bytes(chain.response)).type == UNSPEC
 
 
 def test_the_next_client_goes_on_with_the_state_of_the_last() -> None:

@@ -74,6 +74,7 @@ def test_any_mode_is_the_preferred_one_at_75_hz(width: int, height: int) -> None
     total = (width + timing["h_blank"]) * (height + timing["v_blank"])
     # Clocks are rounded to 10 kHz.
     assert abs(timing["clock_10khz"] * 10_000 - 75 * total) <= 6_000
+    assert timing["v_front"] == timing["v_blank"] - 8 - 6
 
 
 def test_the_default_mode_is_what_edid_decode_reads() -> None:

@@ -1,8 +1,11 @@
+import errno
 import uuid
 from struct import pack
 
 import pytest
 
+from devices.contract import GuestMemoryError
+from devices.testing import FakePinnedPages
 from devices.virtio_gpu import GpuOptions
 from devices.virtio_gpu.resources import MAX_ENTRIES, MAX_RESOURCES, MAX_TOTAL_ENTRIES
 
@@ -135,6 +138,19 @@ def test_memory_that_is_not_mapped_cannot_be_attached(entry: tuple[int, int]) ->
     guest.create_2d(1)
     assert guest.attach(1, [(0, PAGE), entry]) == UNSPEC
     assert guest.host.memory.pins == []
+    assert guest.attach(1, [(0, PAGE)]) == OK
+
+
+def test_pages_over_the_limit_on_locked_pages_are_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = Guest()
+    guest.create_2d(1)
+
+    def over_the_limit(*_: object) -> FakePinnedPages:
+        raise GuestMemoryError(errno.ENOMEM, "too many locked pages")
+
+    monkeypatch.setattr(guest.host.memory, "pin_pages", over_the_limit)
+    assert guest.attach(1, [(0, PAGE)]) == NO_MEMORY
+    monkeypatch.undo()
     assert guest.attach(1, [(0, PAGE)]) == OK
 
 

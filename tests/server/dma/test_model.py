@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from devices.contract import GuestMemoryError, GuestRange, PinnedPages, Prot
 from devices.work import run_to_completion
@@ -29,7 +29,9 @@ LIMIT = 12
 
 PAGE = st.integers(0, GUEST_PAGES - 1)
 COUNT = st.integers(1, 6)
-PROT = st.sampled_from([READ, WRITE, READ_WRITE])
+PROT = st.sampled_from([READ_WRITE, READ, WRITE])
+LIKELY = st.integers(0, 7).map(bool)
+ANYWHERE = st.builds(GuestRange, st.integers(0, GUEST_PAGES * PAGE_SIZE), st.integers(1, 3 * PAGE_SIZE))
 
 
 def fail(_: PinnedPages) -> None:
@@ -70,6 +72,12 @@ class MemoryModel(RuleBasedStateMachine):
         self.content = {number: page_of(number) for number in range(FILE_PAGES)}
         self.held: list[Held] = []
         self.regions = 0
+
+    @initialize(prot=PROT)
+    def start_with_some_memory(self, prot: Prot) -> None:
+        self.map(2, 8, 0, READ_WRITE, 1)
+        self.map(10, 6, 10, READ_WRITE, 1)
+        self.map(16, 4, 4, prot, 1)
 
     def teardown(self) -> None:
         self.client.close()
@@ -116,10 +124,7 @@ class MemoryModel(RuleBasedStateMachine):
     @precondition(lambda self: self.mapped)
     @rule(data=st.data(), prot=PROT, on_unmap=st.sampled_from([keep, let_go, fail]))
     def pin(self, data: st.DataObject, prot: Prot, on_unmap: Callable[[PinnedPages], None]) -> None:
-        starts = st.integers(0, GUEST_PAGES * PAGE_SIZE) | PAGE.map(lambda page: page * PAGE_SIZE)
-        lengths = st.integers(1, 3 * PAGE_SIZE) | st.integers(1, 4).map(lambda count: count * PAGE_SIZE)
-        known = st.sampled_from(sorted(self.mapped)).map(lambda page: page * PAGE_SIZE)
-        ranges = data.draw(st.lists(st.builds(GuestRange, known | starts, lengths), min_size=1, max_size=4))
+        ranges = data.draw(st.lists(self.inside() if data.draw(LIKELY) else ANYWHERE, min_size=1, max_size=4))
         pages = Counter(
             number
             for address, length in ranges
@@ -139,7 +144,10 @@ class MemoryModel(RuleBasedStateMachine):
         held = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
         held.pin.release()
 
-    @rule(address=st.integers(0, GUEST_PAGES * PAGE_SIZE), data=st.binary(min_size=1, max_size=2 * PAGE_SIZE))
+    @rule(
+        address=st.integers(2 * PAGE_SIZE, GUEST_PAGES * PAGE_SIZE),
+        data=st.binary(min_size=1, max_size=2 * PAGE_SIZE),
+    )
     def write(self, address: int, data: bytes) -> None:
         pages = range(address // PAGE_SIZE, -(-(address + len(data)) // PAGE_SIZE))
         expected = self.error_of(pages, WRITE)
@@ -206,6 +214,21 @@ class MemoryModel(RuleBasedStateMachine):
             assert b"".join(held.pin.views()) == expected
             assert sum(segment.length for segment in held.pin.segments) == held.pin.length == len(expected)
             assert all(view.readonly != bool(held.prot & WRITE) for view in held.pin.views())
+
+    def inside(self) -> st.SearchStrategy[GuestRange]:
+        """Ranges that begin in memory that is mapped, mostly of whole pages, and may reach out of it."""
+        whole = st.builds(
+            lambda page, count: GuestRange(page * PAGE_SIZE, count * PAGE_SIZE),
+            st.sampled_from(sorted(self.mapped)),
+            st.integers(1, 5),
+        )
+        odd = st.builds(
+            lambda page, offset, length: GuestRange(page * PAGE_SIZE + offset, length),
+            st.sampled_from(sorted(self.mapped)),
+            st.integers(0, PAGE_SIZE - 1),
+            st.integers(1, 2 * PAGE_SIZE),
+        )
+        return whole | odd
 
     def take_away(self, pages: set[int]) -> None:
         self.mapped = {number: page for number, page in self.mapped.items() if number not in pages}

@@ -30,6 +30,7 @@ from protocol import (
     encode,
     encode_request,
 )
+from protocol.codec import PackableRequest
 from server.client import open_client
 from server.native.handlers import MAX_DATA_XFER_SIZE
 from server.native.serve import MAX_FDS
@@ -181,7 +182,7 @@ async def test_pipelined_requests_are_answered_in_order(server: Server, device: 
 
 
 async def test_reads_and_other_commands_keep_their_order_in_one_read(server: Server) -> None:
-    requests = [
+    requests: list[PackableRequest] = [
         RegionRead(0, CONFIG, 4),
         GetInfo(),
         RegionRead(0, 99, 4),
@@ -198,7 +199,7 @@ async def test_reads_and_other_commands_keep_their_order_in_one_read(server: Ser
 
 async def test_no_reply_means_no_reply_even_to_errors(server: Server, device: RegisterDevice) -> None:
     async with greeted_client(server.path) as client:
-        posted = [
+        posted: list[PackableRequest] = [
             RegionWrite(0, BAR0, b"posted"),
             RegionWrite(0, 99, b"nowhere"),
             RegionWrite(0, BAR0, b"x" * 5000),

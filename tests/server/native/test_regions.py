@@ -289,18 +289,20 @@ async def test_migration_data_without_migration_is_refused(server: Server) -> No
 
 
 async def test_the_gpu_survives_any_access_of_its_regions(log: list[EventDict]) -> None:
-    async with running_server(create_device(MODELS, "virtio-gpu")) as server:
-        async with open_client(server.path) as client:
-            for region in range(9):
-                info, _ = await client.get_region_info(region)
-                for offset in range(0, min(info.size, 0x500), 13):
-                    for count in (0, 1, 2, 3, 4, 5, 8, 16, 64):
-                        if offset + count > info.size:
-                            continue
-                        await client.post(RegionRead(offset, region, count))
-                        await client.post(RegionWrite(offset, region, b"\xff" * count))
-            await client.reset()
-            assert (await client.region_read(CONFIG, 0, 4)).hex() == "f41a5010"
+    async with (
+        running_server(create_device(MODELS, "virtio-gpu")) as server,
+        open_client(server.path) as client,
+    ):
+        for region in range(9):
+            info, _ = await client.get_region_info(region)
+            for offset in range(0, min(info.size, 0x500), 13):
+                for count in (0, 1, 2, 3, 4, 5, 8, 16, 64):
+                    if offset + count > info.size:
+                        continue
+                    await client.post(RegionRead(offset, region, count))
+                    await client.post(RegionWrite(offset, region, b"\xff" * count))
+        await client.reset()
+        assert (await client.region_read(CONFIG, 0, 4)).hex() == "f41a5010"
     assert not [event for event in log if event["event"] == "device_fault"]
 
 
