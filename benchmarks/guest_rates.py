@@ -3,7 +3,7 @@
 Both devices are in the same guest at the same time, and are measured in turn by the same program, so that the
 machine's moods meet both. Needs gcc, a static libc and the headers of libdrm (Debian: gcc libc6-dev libdrm-dev).
 
-usage: python -m benchmarks.guest_rates [--rounds N] [--seconds S] [--device virtio-gpu,...]
+usage: python -m benchmarks.guest_rates [--rounds N] [--seconds S] [--mode WIDTHxHEIGHT] [--blob on|off]
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from server.guest.programs import find_programs
 from server.guest.qemu import find_qemu
 from server.guest.run import booted
 
-MODE = (1024, 768)
 OWN_SLOT, OUR_SLOT = 3, 4
 RATES = ("flips", "redraws", "cursor_moves")
 
@@ -44,7 +43,7 @@ def build_program(folder: Path) -> bytes:
     return program.read_bytes()
 
 
-async def measure(rounds: int, seconds: float, device: str) -> dict[str, dict[str, list[float]]]:
+async def measure(rounds: int, seconds: float, mode: str, blob: str) -> dict[str, dict[str, list[float]]]:
     """Boot one guest with both devices, and measure them in turn."""
     qemu, kernel = find_qemu(print), find_kernel(print)
     with tempfile.TemporaryDirectory() as name:
@@ -52,7 +51,8 @@ async def measure(rounds: int, seconds: float, device: str) -> dict[str, dict[st
         files = {"bin/drm_rates": build_program(folder)}
         image = GuestImage(kernel, find_programs(print), files=files).write(folder / "initramfs")
         listening = folder / "device.sock"
-        width, height = MODE
+        width, height = map(int, mode.split("x"))
+        device = f"virtio-gpu,width={width},height={height},blob={blob}"
         machine = Machine(
             kernel.image,
             image,
@@ -61,6 +61,7 @@ async def measure(rounds: int, seconds: float, device: str) -> dict[str, dict[st
                 own_virtio_gpu(xres=width, yres=height, addr=hex(OWN_SLOT)),
                 vfio_user_pci(listening, addr=hex(OUR_SLOT)),
             ),
+            memory=1024,
         )
         serve = [sys.executable, "-m", "server", "serve", "--socket-path", str(listening)]
         options = ["--device", device, "--log-level", "warning"]
@@ -87,9 +88,10 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--device", default=f"virtio-gpu,width={MODE[0]},height={MODE[1]}")
+    parser.add_argument("--mode", default="1024x768")
+    parser.add_argument("--blob", choices=("on", "off"), default="off")
     arguments = parser.parse_args()
-    results = trio.run(measure, arguments.rounds, arguments.seconds, arguments.device)
+    results = trio.run(measure, arguments.rounds, arguments.seconds, arguments.mode, arguments.blob)
     print(
         f"{'per second':14} {'QEMU':>10} {'ours':>10} {'ours/QEMU, median of pairs':>28}   ({os.cpu_count()} CPUs)"
     )

@@ -12,6 +12,10 @@ from devices.virtio_gpu.device import VirtioGpu
 from devices.virtio_gpu.options import GpuOptions
 
 
+def _blob(text: str) -> bool | None:
+    return None if text == "auto" else flag(text)
+
+
 def _virtio_gpu(values: Mapping[str, Any]) -> Device:
     return VirtioPci(VirtioGpu(GpuOptions(**values)))
 
@@ -26,7 +30,7 @@ VIRTIO_GPU = DeviceModel(
         Option("width", "1280", int, "preferred width in pixels"),
         Option("height", "800", int, "preferred height in pixels"),
         Option("max_hostmem", "256M", size, "host memory that the guest's resources may take"),
-        Option("blob", "on", flag, "offer blob resources: screens shown from guest memory without a copy"),
+        Option("blob", "auto", _blob, "on, off or auto: show screens from guest memory, without a copy"),
         Option("edid", "on", flag, "offer EDID"),
     ),
     create=_virtio_gpu,

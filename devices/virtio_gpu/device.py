@@ -62,7 +62,7 @@ class VirtioGpu(VirtioDevice, Display):
         return (
             self.options.edid << Feature.EDID
             | 1 << Feature.RESOURCE_UUID
-            | self.options.blob << Feature.RESOURCE_BLOB
+            | self.options.offers_blob << Feature.RESOURCE_BLOB
         )
 
     def activate(self, features: int) -> None:

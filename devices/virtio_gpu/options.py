@@ -12,6 +12,8 @@ MIN_SIDE = 64
 MAX_SIDE = 16384
 """Pixels; widest and highest screen or resource."""
 DEFAULT_MAX_HOSTMEM = 256 << 20
+BLOB_PAYS_FROM = 2560 * 1440
+"""Pixels of a screen from which on blobs are faster than copies; see docs/architecture.md for how that was measured."""
 
 
 def check_mode(width: int, height: int) -> None:
@@ -28,7 +30,8 @@ class GpuOptions:
 
     ``scanouts``: screens, all connected at first. ``width`` and ``height``: the mode that they prefer, in pixels.
     ``max_hostmem``: bytes that all resources of the guest may take from the host together. ``blob``: offer blob
-    resources, which are shown from guest memory without a copy. ``edid``: offer EDID. ``identity``: what resource
+    resources, which are shown from guest memory without a copy; where None, if the screens are large enough for
+    that to be faster. ``edid``: offer EDID. ``identity``: what resource
     UUIDs are derived from; random where empty, so that no two devices give the same.
 
     Raises ValueError with one line that says what to give instead.
@@ -38,9 +41,14 @@ class GpuOptions:
     width: int = 1280
     height: int = 800
     max_hostmem: int = DEFAULT_MAX_HOSTMEM
-    blob: bool = True
+    blob: bool | None = None
     edid: bool = True
     identity: str = ""
+
+    @property
+    def offers_blob(self) -> bool:
+        """Whether blob resources are offered."""
+        return self.width * self.height >= BLOB_PAYS_FROM if self.blob is None else self.blob
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -9,7 +9,7 @@ Layouts are written out here a second time, from virtio 1.3, 5.7.6, so that the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import shake_128
 from struct import pack, unpack_from
 
@@ -111,7 +111,10 @@ def mem_entries(entries: Entries) -> bytes:
 
 
 class Guest:
-    """Owns a device and drives it by requests; methods give the type of the response."""
+    """Owns a device, which offers blobs unless told otherwise, and drives it by requests.
+
+    Methods give the type of the response.
+    """
 
     def __init__(
         self,
@@ -122,7 +125,8 @@ class Guest:
         features: int = EDID | UUID | BLOB,
     ) -> None:
         self.host = FakeHost(memory, shared=shared)
-        self.gpu = VirtioGpu(options)
+        options = options or GpuOptions()
+        self.gpu = VirtioGpu(replace(options, blob=True) if options.blob is None else options)
         self.transport = FakeTransport(self.host)
         self.gpu.transport = self.transport
         self.gpu.activate(features)

@@ -3,6 +3,7 @@ from struct import pack, unpack_from
 import pytest
 
 from devices.virtio_gpu import GpuOptions
+from devices.virtio_gpu.device import VirtioGpu
 
 from .guest import (
     ATTACH,
@@ -179,6 +180,22 @@ def test_features_that_were_not_offered_cannot_be_negotiated() -> None:
     assert guest.create_blob(1, 4096, [(0, 4096)]) == UNSPEC
     assert guest.ask(GET_EDID, bytes(8)).type == UNSPEC
     assert Guest().gpu.features == 2 | UUID | BLOB
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "blob", "offered"),
+    [
+        (1280, 800, None, 0),
+        (2560, 1440, None, BLOB),
+        (3840, 2160, None, BLOB),
+        (1280, 800, True, BLOB),
+        (3840, 2160, False, 0),
+    ],
+)
+def test_blobs_are_offered_where_they_pay_unless_told_otherwise(
+    width: int, height: int, blob: bool | None, offered: int
+) -> None:
+    assert VirtioGpu(GpuOptions(width=width, height=height, blob=blob)).features & BLOB == offered
 
 
 def test_what_was_served_and_refused_is_counted() -> None:

@@ -70,7 +70,7 @@ class GpuDriver(VirtioDriver):
 
 
 def driver(*, shared: bool = True, indirect: bool = False) -> GpuDriver:
-    gpu_driver = GpuDriver(VirtioGpu(GpuOptions(scanouts=2)), shared=shared, indirect=indirect)
+    gpu_driver = GpuDriver(VirtioGpu(GpuOptions(scanouts=2, blob=True)), shared=shared, indirect=indirect)
     gpu_driver.start()
     gpu_driver.poke(FRAMEBUFFER, noise(SIZE))
     return gpu_driver
