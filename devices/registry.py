@@ -46,6 +46,13 @@ def flag(text: str) -> bool:
     return text == "on"
 
 
+def number(text: str) -> int:
+    """A whole number."""
+    if not text.isdecimal():
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
 def size(text: str) -> int:
     """A size in bytes, with an optional binary suffix: 4096, 256M, 1G."""
     suffixes = {"K": 10, "M": 20, "G": 30}

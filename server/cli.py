@@ -77,7 +77,8 @@ def _devices(arguments: argparse.Namespace) -> int:
     for model in MODELS:
         sys.stdout.write(f"{model.name}: {model.description}\n")
         for option in model.options:
-            sys.stdout.write(f"  {option.name}={option.default:<12} {option.help}\n")
+            setting = f"{option.name}={option.default}"
+            sys.stdout.write(f"  {setting:<20} {option.help}\n")
     return 0
 
 

@@ -29,7 +29,8 @@ def listen_at(path: Path) -> Iterator[socket.socket]:
         try:
             listener.bind(os.fspath(path))
         except OSError as error:
-            raise SocketPathError(f"{path}: cannot listen there: {error.strerror}") from error
+            reason = error.strerror if path.parent.is_dir() else f"create the folder {path.parent} first"
+            raise SocketPathError(f"{path}: cannot listen there: {reason}") from error
         created = path.lstat()
         try:
             listener.listen(BACKLOG)
