@@ -11,6 +11,7 @@ import pytest
 
 from devices.contract import GuestMemoryError
 from devices.work import run_to_completion
+from server.dma import backing as backing_module
 from server.dma.address_space import PAGE_SIZE
 from server.dma.backing import BackingFile, BackingFiles
 from server.dma.errors import DmaError
@@ -83,6 +84,18 @@ def test_what_cannot_back_memory_is_invalid_and_closed(files: BackingFiles, make
 
 def test_a_file_shorter_than_promised_is_invalid_and_closed(files: BackingFiles) -> None:
     assert refused(files, memfd(2), size=3 * PAGE_SIZE) == errno.EINVAL
+
+
+def test_a_file_that_is_truncated_while_it_is_looked_at_is_invalid(
+    files: BackingFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def truncate_first(fd: int) -> int:
+        os.ftruncate(fd, 0)
+        return seal(fd)
+
+    seal = backing_module._seal
+    monkeypatch.setattr(backing_module, "_seal", truncate_first)
+    assert refused(files, memfd(2)) == errno.EINVAL
 
 
 def test_a_read_only_fd_cannot_back_writable_memory(files: BackingFiles, tmp_path: Path) -> None:
