@@ -26,6 +26,8 @@ RECEIVE_SIZE = 256 * 1024
 """Bytes taken from the kernel at a time, at most."""
 SPIN_NS = 60_000
 """Longest time that a reader polls."""
+WORTH_SPINNING_NS = 100_000
+"""A wait in poll() that was over sooner, waking up included, would have been shorter without sleeping."""
 SPIN_MIN_NS = 4_000
 """Below this, polling is not worth a call."""
 PREEMPTED_NS = 200_000
@@ -94,8 +96,12 @@ class MessageSocket:
         if not self._busy:
             return -1
         count = self._spin() if self._spin_ns >= SPIN_MIN_NS else -1
-        if count < 0 and self._poll.poll(PATIENCE_MS):
-            count = self.receive()
+        if count < 0:
+            before = time.monotonic_ns()
+            if self._poll.poll(PATIENCE_MS):
+                count = self.receive()
+                if time.monotonic_ns() - before < WORTH_SPINNING_NS:
+                    self._spin_ns = SPIN_NS
         self._busy = count >= 0
         return count
 
