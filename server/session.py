@@ -68,7 +68,11 @@ class Session:
         self._regions = tuple(device.regions)
         self._warned_of_unshared_memory = False
         try:
+            try:
             device.connect(self)
+        except BaseException:
+            self.close()
+            raise
         except BaseException:
             self.close()
             raise

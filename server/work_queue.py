@@ -99,9 +99,12 @@ class WorkQueue:
         self._closed = True
         work, self._current = self._current, None
         if work is not None:
-            with suppress(StopIteration, Exception):
+            with suppress(Exception):  # whatever it makes of it, StopIteration at best
                 work.throw(GuestMemoryError(errno.ENODEV, "the client is gone"))
-            work.close()
+            try:
+                work.close()
+            except Exception:
+                self._log.warning("device_fault", where="deferred work", exc_info=True)
         while self._queue:
             self._queue.popleft().close()
         self._waiting = False

@@ -29,6 +29,7 @@ from server.dma.memory import GuestMemoryMap
 from server.dma.soft import SoftDomain
 from server.engine import Engine
 from server.fds import ReceivedFds
+from server.log import RepeatLimit
 from server.native.client_messages import ClientMessages
 from server.native.connection import Connection, send_error, send_reply
 from server.native.handlers import MAX_DATA_XFER_SIZE, Reply
@@ -178,15 +179,16 @@ async def _attached(
         theirs: socket.socket | None = None
         if agreement.twin_socket_fd is not None:
             twin, theirs = _twin_socket(stack)
-        client = ClientMessages(twin or main, log)
+        quiet = RepeatLimit(log)
+        client = ClientMessages(twin or main, quiet)
         memory = GuestMemoryMap(
-            log,
+            quiet,
             options.make_domain(),
             max_pinned=options.max_pinned,
             max_regions=agreement.max_dma_maps,
             max_data_xfer_size=min(agreement.client_max_data_xfer_size, MAX_DMA_MESSAGE),
         )
-        session = Session(engine.device, memory, client.work, log)
+        session = Session(engine.device, memory, client.work, quiet)
         stack.callback(session.close)
         engine.attach(session)
         stack.callback(engine.detach)
