@@ -90,12 +90,12 @@ def test_a_file_that_is_truncated_while_it_is_looked_at_is_invalid(
     files: BackingFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def truncate_first(fd: int) -> int:
-        os.ftruncate(fd, 0)
+        os.ftruncate(fd, PAGE_SIZE)
         return seal(fd)
 
     seal = backing_module._seal
     monkeypatch.setattr(backing_module, "_seal", truncate_first)
-    assert refused(files, memfd(2)) == errno.EINVAL
+    assert refused(files, memfd(2), size=2 * PAGE_SIZE) == errno.EINVAL
 
 
 def test_a_read_only_fd_cannot_back_writable_memory(files: BackingFiles, tmp_path: Path) -> None:
