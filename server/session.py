@@ -23,9 +23,6 @@ WORK_SLICE_NS = 1_000_000
 SHARE_MEMORY = "give QEMU -object memory-backend-memfd,id=m,size=SIZE,share=on -machine memory-backend=m"
 """The advice to who runs a guest whose memory is private: it works, but every access is a message."""
 
-LOGGED_REFUSALS = 20
-"""Refused requests of a session that are logged at level info; a client that sends thousands fills no disk."""
-
 _READ_WRITE = DmaMapFlags.READ.value | DmaMapFlags.WRITE.value
 _PROTS = tuple(Prot(bits) for bits in range(_READ_WRITE + 1))
 """By the bits of the message: looking a flag up costs a tenth of combining two."""
@@ -68,11 +65,7 @@ class Session:
         self._regions = tuple(device.regions)
         self._warned_of_unshared_memory = False
         try:
-            try:
             device.connect(self)
-        except BaseException:
-            self.close()
-            raise
         except BaseException:
             self.close()
             raise
@@ -157,8 +150,9 @@ class Session:
         if code is None:
             self.log.warning("device_fault", where=command, exc_info=error)
             return errno.EIO
-        say = self.log.info if self.counters.errors <= LOGGED_REFUSALS else self.log.debug
-        say("request_refused", command=command, error=errno.errorcode.get(code, code), reason=_text(error))
+        self.log.info(
+            "request_refused", command=command, error=errno.errorcode.get(code, code), reason=_text(error)
+        )
         return code
 
     def status(self) -> dict[str, object]:

@@ -14,7 +14,7 @@ from protocol import DmaMap, DmaMapFlags, IrqAction, IrqData, ProtocolError, Set
 from server.dma.memory import GuestMemoryMap
 from server.dma.soft import SoftDomain
 from server.fds import ReceivedFds
-from server.session import LOGGED_REFUSALS, Session
+from server.session import Session
 from server.work_queue import WorkQueue
 from tests.server.register_device import BAR0, BAR1, BAR2, MSIX, PAGE, RegisterDevice
 from tests.server.running import open_fds
@@ -75,13 +75,6 @@ def test_a_fault_of_the_device_is_an_input_output_error_with_a_traceback(
     error = RuntimeError("a fault")
     assert session.failed("REGION_READ", error) == errno.EIO
     assert log.events == [("warning", "device_fault", {"where": "REGION_READ", "exc_info": error})]
-
-
-def test_a_client_cannot_fill_the_log(session: Session, log: FakeLog) -> None:
-    for _ in range(LOGGED_REFUSALS + 5):
-        session.failed("DMA_MAP", ProtocolError(errno.EINVAL, "no"))
-    levels = [level for level, event, _ in log.events if event == "request_refused"]
-    assert levels == ["info"] * LOGGED_REFUSALS + ["debug"] * 5
 
 
 def test_memory_that_is_not_shared_is_pointed_out_once_with_the_fix(session: Session, log: FakeLog) -> None:
