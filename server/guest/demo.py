@@ -6,6 +6,7 @@ The server and QEMU run as processes of their own, as a user would start them.
 from __future__ import annotations
 
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -79,6 +80,8 @@ class DemoResult:
 def demo_command(output: Path) -> int:
     """Run the demo from the command line; returns the exit status. Says what went wrong in one line."""
     began = time.monotonic()
+    # What is to be cleaned up at Ctrl-C is to be cleaned up at SIGTERM as well.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         result = trio.run(run_demo, find_parts(to_stderr), output, to_stderr)
     except (GuestError, ControlError, OSError) as error:

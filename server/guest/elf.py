@@ -88,7 +88,10 @@ class ElfFile:
         for segment in self._segments:
             if segment.kind == _PT_DYNAMIC:
                 end = segment.offset + segment.size - segment.size % _DYNAMIC.size
-                for tag, value in _DYNAMIC.iter_unpack(self._data[segment.offset : end]):
+                table = self._data[segment.offset : end]
+                if len(table) % _DYNAMIC.size:
+                    raise ValueError("truncated ELF file")
+                for tag, value in _DYNAMIC.iter_unpack(table):
                     if tag == _DT_NULL:
                         return
                     yield tag, value
