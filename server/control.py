@@ -68,15 +68,26 @@ async def _serve_client(stream: trio.SocketStream, engine: Engine, limit: trio.C
         try:
             while True:
                 with trio.fail_after(IDLE_SECONDS):
-                    line = await read_line(stream, pending)
-                    if line is None:
+                    if not await _serve_line(stream, pending, engine):
                         return
-                    answer, blocks = await _answer(engine, line)
-                    await stream.send_all(encode_line(answer))
-                    for block in blocks:
-                        await stream.send_all(block)
-        except (trio.BrokenResourceError, trio.TooSlowError, ControlError):
+        except (trio.BrokenResourceError, trio.TooSlowError):
             return
+
+
+async def _serve_line(stream: trio.SocketStream, pending: bytearray, engine: Engine) -> bool:
+    """Answer the next line; False where there will be no other."""
+    try:
+        line = await read_line(stream, pending)
+    except ControlError as error:
+        await stream.send_all(encode_line(_refusal(str(error))))
+        return False
+    if line is None:
+        return False
+    answer, blocks = await _answer(engine, line)
+    await stream.send_all(encode_line(answer))
+    for block in blocks:
+        await stream.send_all(block)
+    return True
 
 
 async def _answer(engine: Engine, line: bytes) -> Answer:
@@ -88,10 +99,17 @@ async def _answer(engine: Engine, line: bytes) -> Answer:
             raise ControlError(f"unknown command {name!r}; there are {', '.join(sorted(COMMANDS))}")
         fields, blocks = await command(engine, request)
     except ControlError as error:
-        return {"ok": False, "error": str(error)}, []
+        return _refusal(str(error)), []
     except OSError as error:
-        return {"ok": False, "error": error.strerror or errno.errorcode.get(error.errno or 0, "error")}, []
+        return _refusal(error.strerror or errno.errorcode.get(error.errno or 0, "error")), []
+    except Exception:
+        structlog.get_logger().warning("device_fault", where="control", exc_info=True)
+        return _refusal("the device failed; the server's log says how"), []
     return {"ok": True, **fields}, blocks
+
+
+def _refusal(reason: str) -> dict[str, Any]:
+    return {"ok": False, "error": reason}
 
 
 async def read_line(stream: trio.SocketStream, pending: bytearray) -> bytes | None:

@@ -56,9 +56,12 @@ async def _ask(control: Path, request: dict[str, Any]) -> tuple[dict[str, Any], 
     except trio.TooSlowError as error:
         raise ControlError(f"{control}: the server did not answer in {TIMEOUT_SECONDS} s") from error
     except OSError as error:
+        reason = error.strerror or error
         raise ControlError(
-            f"{control}: no server answers there ({error.strerror}); start one with --control {control}"
+            f"{control}: no server answers there ({reason}); start one with --control {control}"
         ) from error
+    except trio.BrokenResourceError as error:
+        raise ControlError(f"{control}: the server hung up") from error
 
 
 async def _converse(control: Path, request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
@@ -84,10 +87,7 @@ async def _converse(control: Path, request: dict[str, Any]) -> tuple[dict[str, A
 
 
 async def _some(stream: trio.SocketStream, control: Path) -> bytes:
-    try:
-        data = await stream.receive_some(1 << 20)
-    except trio.BrokenResourceError as error:
-        raise ControlError(f"{control}: the server hung up") from error
+    data = await stream.receive_some(1 << 20)
     if not data:
         raise ControlError(f"{control}: the server hung up")
     return bytes(data)

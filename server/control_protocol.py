@@ -14,7 +14,8 @@ from devices.display import CursorImage, Frame, PixelBuffer, PixelLayout
 MAX_LINE = 64 * 1024
 """Longest request or answer line in bytes."""
 MAX_PIXELS = 1 << 30
-"""Largest block of pixels that a client accepts."""
+"""Largest block of pixels, in bytes, that a client accepts."""
+BYTES_PER_PIXEL = 4
 
 
 class ControlError(Exception):
@@ -87,10 +88,9 @@ def decode_frame(answer: dict[str, Any], blocks: list[bytes]) -> Frame:
 
 
 def _rebuild(description: dict[str, Any], pixels: bytes) -> PixelBuffer:
-    return PixelBuffer(
-        width=int(description["width"]),
-        height=int(description["height"]),
-        stride=int(description["stride"]),
-        layout=PixelLayout(description["layout"]),
-        pixels=pixels,
-    )
+    width, height, stride = (int(description[name]) for name in ("width", "height", "stride"))
+    if not (0 < width <= MAX_PIXELS and 0 < height <= MAX_PIXELS and stride >= width * BYTES_PER_PIXEL):
+        raise ValueError(f"{width}x{height} pixels in rows of {stride} bytes")
+    if len(pixels) < stride * (height - 1) + width * BYTES_PER_PIXEL:
+        raise ValueError(f"{width}x{height} pixels in {len(pixels)} bytes")
+    return PixelBuffer(width, height, stride, PixelLayout(description["layout"]), pixels)

@@ -73,6 +73,8 @@ def adopt_listener(fd: int) -> Iterator[socket.socket]:
         listener = socket.socket(fileno=fd)
     except OSError as error:
         raise SocketPathError(f"--fd {fd}: not a socket ({error.strerror})") from error
+    except (ValueError, OverflowError) as error:
+        raise SocketPathError(f"--fd {fd}: not the number of a file descriptor") from error
     with listener:
         if listener.family != socket.AF_UNIX or listener.type != socket.SOCK_STREAM:
             raise SocketPathError(f"--fd {fd}: not a UNIX stream socket")

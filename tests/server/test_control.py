@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from devices.display import CursorImage, Frame, NothingOnScanout, PixelBuffer, PixelLayout, ScanoutInfo
 from devices.work import Work, pause
+from protocol import Command, DmaMap, DmaMapFlags
 from server.client import open_client
+from server.control import IDLE_SECONDS
 from server.control_client import capture, screenshot, status
 from server.control_protocol import MAX_LINE, ControlError
-from tests.server.register_device import BAR0, RegisterDevice
+from server.socket_path import listen_at
+from tests.server.native.raw import greeted_client
+from tests.server.register_device import BAR0, DeviceBroken, RegisterDevice
 from tests.server.running import Server, running_server
 
 FRAME = Frame(
@@ -119,8 +124,7 @@ async def test_a_line_without_end_is_cut_off(server: Server) -> None:
     async with await trio.open_unix_socket(str(server.control)) as stream:
         with suppress(trio.BrokenResourceError):
             await stream.send_all(b"x" * (64 * MAX_LINE))
-        with suppress(trio.BrokenResourceError):
-            assert await stream.receive_some(1) == b""
+            raise AssertionError("the server took it all")
     assert (await status(server.control))["device"] == "registers"
 
 
@@ -136,3 +140,175 @@ async def test_requests_in_one_write_are_answered_one_by_one(server: Server) -> 
 async def test_no_server_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ControlError, match="start one with --control"):
         await status(tmp_path / "nobody")
+
+
+class BrokenScreens(Screens):
+    """A display that fails as a device's own fault would."""
+
+    async def _capture(self, scanout: int) -> Frame:
+        await pause()
+        raise DeviceBroken("capture")
+
+
+@pytest.mark.parametrize("attached", [False, True])
+async def test_a_device_that_fails_is_a_refusal_and_the_server_goes_on(
+    server: Server, attached: bool
+) -> None:
+    device = server.engine.device
+    assert isinstance(device, RegisterDevice)
+    device.screens = BrokenScreens()
+    async with AsyncExitStack() as stack:
+        if attached:
+            await stack.enter_async_context(open_client(server.path))
+        with pytest.raises(ControlError, match="the device failed"):
+            await capture(server.control, 0)
+        device.broken.add("status")
+        with pytest.raises(ControlError, match="the device failed"):
+            await status(server.control)
+        device.broken.clear()
+        assert (await status(server.control))["device"] == "registers"
+
+
+class WaitingScreens(Screens):
+    """A display that shows memory which the client did not share."""
+
+    def __init__(self, device: RegisterDevice) -> None:
+        self._device = device
+
+    async def _capture(self, scanout: int) -> Frame:
+        data = await self._device.attached.memory.read(0, 8)
+        return Frame(scanout, PixelBuffer(2, 1, 8, PixelLayout.BGRX, data))
+
+
+class OneMemory:
+    """A client's memory of eight bytes, which may keep its server waiting for ever."""
+
+    def __init__(self) -> None:
+        self.asked = trio.Event()
+
+    def read(self, address: int, count: int) -> bytes:
+        self.asked.set()
+        return b"pictured"[address : address + count]
+
+    def write(self, address: int, data: bytes) -> None:
+        raise AssertionError
+
+
+async def test_a_screenshot_of_memory_that_is_not_shared_asks_an_idle_client(server: Server) -> None:
+    device = server.engine.device
+    assert isinstance(device, RegisterDevice)
+    device.screens = WaitingScreens(device)
+    async with open_client(server.path, memory=OneMemory()) as client:
+        await client.dma_map(0, 4096)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await capture(server.control, 0)).buffer.pixels == b"pictured"
+
+
+async def test_a_client_that_leaves_during_a_screenshot_ends_it(server: Server) -> None:
+    device = server.engine.device
+    assert isinstance(device, RegisterDevice)
+    device.screens = WaitingScreens(device)
+    refused = trio.Event()
+
+    async def take() -> None:
+        with pytest.raises(ControlError):
+            await capture(server.control, 0)
+        refused.set()
+
+    async with trio.open_nursery() as nursery:
+        async with greeted_client(server.path) as client:
+            await client.ask(DmaMap(0, 4096, DmaMapFlags.READ))
+            nursery.start_soon(take)
+            assert (await client.message()).header.command == Command.DMA_READ
+        await refused.wait()
+
+
+async def test_a_line_that_is_too_long_is_answered_with_why(server: Server) -> None:
+    async with await trio.open_unix_socket(str(server.control)) as stream:
+        await stream.send_all(b"x" * (MAX_LINE + 1))
+        answer = json.loads(await stream.receive_some(MAX_LINE))
+        assert "longer than" in answer["error"]
+        with suppress(trio.BrokenResourceError):
+            assert await stream.receive_some(1) == b""
+
+
+async def test_a_client_that_says_nothing_is_let_go(server: Server, autojump_clock: MockClock) -> None:
+    async with await trio.open_unix_socket(str(server.control)) as stream:
+        assert await stream.receive_some(1) == b""
+    assert trio.current_time() >= IDLE_SECONDS
+
+
+@asynccontextmanager
+async def answering(path: Path, answer: bytes | None) -> AsyncIterator[None]:
+    """A server that answers everything with ``answer`` and hangs up, or stays silent."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            if answer is None:
+                await trio.sleep_forever()
+            if answer:
+                await stream.receive_some(MAX_LINE)
+                await stream.send_all(answer)
+
+    with listen_at(path) as sock:
+        sock.setblocking(False)
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, serve, [listener])
+            yield
+            nursery.cancel_scope.cancel()
+
+
+GOOD = {"width": 2, "height": 2, "stride": 8, "layout": "BGRX", "bytes": 16}
+
+
+def described(**wrong: object) -> bytes:
+    answer = {"ok": True, "scanout": 0, "buffer": {**GOOD, **wrong}, "cursor": None}
+    return json.dumps(answer).encode() + b"\n" + bytes(16)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (b"", "hung up"),
+        (b'{"ok":', "hung up"),
+        (b"garbage\n", "not a line of JSON"),
+        (b"[]\n", "not a JSON object"),
+        (b"x" * (MAX_LINE + 1), "too long"),
+        (b"{}\n", "refused"),
+        (b'{"ok":false,"error":"because"}\n', "because"),
+        (b'{"ok":true}\n', "description is wrong"),
+        (b'{"ok":true,"buffer":1}\n', "description is incomplete"),
+        (described(bytes=2**40), "out of all proportion"),
+        (described(bytes=-1), "out of all proportion"),
+        (described(bytes=17), "hung up"),
+        (described(layout="CMYK"), "description is wrong"),
+        (described(width=0), "description is wrong"),
+        (described(width=3), "description is wrong"),
+        (described(height=3), "description is wrong"),
+        (described(height=-1), "description is wrong"),
+        (described(stride="wide"), "description is wrong"),
+    ],
+)
+async def test_a_server_that_answers_nonsense_is_one_line(tmp_path: Path, answer: bytes, says: str) -> None:
+    async with answering(tmp_path / "x", answer):
+        with pytest.raises(ControlError, match=says) as error:
+            await capture(tmp_path / "x", 0)
+        assert "\n" not in str(error.value)
+
+
+async def test_a_server_that_does_not_answer_is_given_up(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with answering(tmp_path / "x", None):
+        with pytest.raises(ControlError, match="did not answer in 10 s"):
+            await status(tmp_path / "x")
+
+
+async def test_a_status_without_a_status_is_one_line(tmp_path: Path) -> None:
+    async with answering(tmp_path / "x", b'{"ok":true,"status":7}\n'):
+        with pytest.raises(ControlError, match="has no status"):
+            await status(tmp_path / "x")
+
+
+async def test_a_path_that_no_socket_can_have_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ControlError, match="too long"):
+        await status(tmp_path / ("x" * 200))

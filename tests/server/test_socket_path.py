@@ -89,3 +89,9 @@ def test_only_a_listening_unix_stream_socket_can_be_adopted(tmp_path: Path) -> N
     listening.listen()
     with adopt_listener(listening.detach()) as listener:
         assert not os.get_inheritable(listener.fileno())
+
+
+@pytest.mark.parametrize("number", [-1, -(2**40), 2**40, 2**31 - 1])
+def test_a_number_that_is_no_fd_is_one_line(number: int) -> None:
+    with pytest.raises(SocketPathError, match=f"^--fd {number}: not "), adopt_listener(number):
+        pass
