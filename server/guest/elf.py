@@ -42,7 +42,7 @@ class ElfFile:
         offset, size, count = fields[5], fields[9], fields[10]
         try:
             self._segments = [self._segment(offset + index * size) for index in range(count)]
-        except struct.error as error:
+        except (struct.error, OverflowError) as error:
             raise ValueError("truncated ELF file") from error
 
     @property
@@ -71,7 +71,7 @@ class ElfFile:
                 for index in range(self._section_count)
             ]
             names = headers[self._names_index][4] if headers else 0
-        except (struct.error, IndexError) as error:
+        except (struct.error, IndexError, OverflowError) as error:
             raise ValueError("truncated ELF file") from error
         for header in headers:
             if self._string(names + header[0]) == name:
@@ -103,8 +103,7 @@ class ElfFile:
         raise ValueError("an address outside all segments of the ELF file")
 
     def _string(self, offset: int) -> str:
-        end = self._data.find(b"\0", offset)
-        if end < 0:
+        if offset >= len(self._data) or (end := self._data.find(b"\0", offset)) < 0:
             raise ValueError("truncated ELF file")
         return self._data[offset:end].decode("utf-8", "surrogateescape")
 
