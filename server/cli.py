@@ -9,16 +9,10 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from server.exit_status import fail
 from server.log import FORMATS, LEVELS
 
 Handler = Callable[[argparse.Namespace], int]
-EXIT_FAILURE = 1
-
-
-def fail(reason: object) -> int:
-    """Say in one line what is wrong, and give the exit status for it."""
-    sys.stderr.write(f"vgpud: {reason}\n")
-    return EXIT_FAILURE
 
 
 def _serve(arguments: argparse.Namespace) -> int:

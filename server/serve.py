@@ -15,9 +15,9 @@ import trio
 from devices.models import MODELS
 from devices.registry import OptionError, create_device, size
 from server import log as logging
-from server.cli import fail
 from server.control import serve_control
 from server.engine import Engine
+from server.exit_status import fail
 from server.listener import serve_clients
 from server.native.serve import ConnectionOptions
 from server.notify import notify_ready

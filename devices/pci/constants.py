@@ -89,27 +89,3 @@ class InterruptPin(IntEnum):
 
     NONE = 0
     INTA = 1
-
-
-class RegionIndex(IntEnum):
-    """VFIO region indexes of a PCI device; BARs are 0 to 5."""
-
-    BAR0 = 0
-    BAR1 = 1
-    BAR2 = 2
-    BAR3 = 3
-    BAR4 = 4
-    BAR5 = 5
-    ROM = 6
-    CONFIG = 7
-    VGA = 8
-
-
-class IrqIndex(IntEnum):
-    """VFIO IRQ indexes of a PCI device."""
-
-    INTX = 0
-    MSI = 1
-    MSIX = 2
-    ERR = 3
-    REQ = 4

@@ -13,12 +13,11 @@ from devices.pci.constants import (
     Command,
     ConfigRegister,
     InterruptPin,
-    IrqIndex,
-    RegionIndex,
     Status,
 )
 from devices.pci.msix import Msix
 from devices.pci.registers import ReadHandler, Window, WindowMap, WriteHandler, ignore_write, read_zeros
+from protocol import PciIrq, PciRegion
 
 _READ_WRITE = RegionAccess.READ | RegionAccess.WRITE
 _COMMAND_END = ConfigRegister.COMMAND + 2
@@ -77,9 +76,9 @@ class PciFunction(Device):
         self._irqs = self._describe_irqs()
 
     def _describe_regions(self, bars: Mapping[int, Bar]) -> tuple[Region, ...]:
-        regions = [Region(index.name) for index in RegionIndex]
-        self._readers: list[ReadHandler] = [read_zeros] * len(RegionIndex)
-        self._writers: list[WriteHandler] = [ignore_write] * len(RegionIndex)
+        regions = [Region(index.name) for index in PciRegion]
+        self._readers: list[ReadHandler] = [read_zeros] * len(PciRegion)
+        self._writers: list[WriteHandler] = [ignore_write] * len(PciRegion)
         taken: set[int] = set()
         for index, bar in bars.items():
             needs = {index, index + 1} if bar.is_64bit else {index}
@@ -89,22 +88,20 @@ class PciFunction(Device):
             self.config.add_memory_bar(index, bar.size, is_64bit=bar.is_64bit, prefetchable=bar.prefetchable)
             windows = WindowMap(bar.size, bar.windows)
             self._readers[index], self._writers[index] = windows.read, windows.write
-            regions[index] = Region(
-                RegionIndex(index).name, bar.size, _READ_WRITE, bar.mmap_areas, bar.shared
-            )
-        self._readers[RegionIndex.CONFIG] = self.config_read
-        self._writers[RegionIndex.CONFIG] = self.config_write
-        regions[RegionIndex.CONFIG] = Region(RegionIndex.CONFIG.name, self.config.size, _READ_WRITE)
+            regions[index] = Region(PciRegion(index).name, bar.size, _READ_WRITE, bar.mmap_areas, bar.shared)
+        self._readers[PciRegion.CONFIG] = self.config_read
+        self._writers[PciRegion.CONFIG] = self.config_write
+        regions[PciRegion.CONFIG] = Region(PciRegion.CONFIG.name, self.config.size, _READ_WRITE)
         return tuple(regions)
 
     def _describe_irqs(self) -> tuple[Irq, ...]:
         return (
-            Irq(IrqIndex.INTX.name, int(self._has_intx), maskable=self._has_intx, automasked=self._has_intx),
-            Irq(IrqIndex.MSI.name),
-            Irq(IrqIndex.MSIX.name, self.msix.vectors if self.msix else 0),
+            Irq(PciIrq.INTX.name, int(self._has_intx), maskable=self._has_intx, automasked=self._has_intx),
+            Irq(PciIrq.MSI.name),
+            Irq(PciIrq.MSIX.name, self.msix.vectors if self.msix else 0),
             # Clients enable these two on every PCI device, and complain where they do not exist.
-            Irq(IrqIndex.ERR.name, 1),
-            Irq(IrqIndex.REQ.name, 1),
+            Irq(PciIrq.ERR.name, 1),
+            Irq(PciIrq.REQ.name, 1),
         )
 
     @property
@@ -200,8 +197,8 @@ class PciFunction(Device):
         if not self._has_intx or self._host is None or (self.msix is not None and self.msix.enabled):
             return
         if not self.config.get(ConfigRegister.COMMAND, 2) & Command.INTX_DISABLE:
-            self._host.trigger(IrqIndex.INTX, 0)
+            self._host.trigger(PciIrq.INTX, 0)
 
     def _deliver_msix(self, vector: int) -> None:
         if self._host is not None:
-            self._host.trigger(IrqIndex.MSIX, vector)
+            self._host.trigger(PciIrq.MSIX, vector)

@@ -21,6 +21,7 @@ import trio
 from devices.display import Frame
 from server.control_client import status
 from server.control_protocol import ControlError
+from server.exit_status import fail
 from server.guest.accel import Accel, choose_accel
 from server.guest.child import Child, started
 from server.guest.errors import GuestError
@@ -87,8 +88,7 @@ def demo_command(output: Path) -> int:
     except (GuestError, ControlError, OSError) as error:
         for line in getattr(error, "log", ()):
             sys.stderr.write(f"  | {line}\n")
-        sys.stderr.write(f"vgpud: {error}\n")
-        return 1
+        return fail(error)
     sys.stdout.write("\n".join(_summary(result, time.monotonic() - began)) + "\n")
     return 0
 

@@ -4,13 +4,14 @@ import struct
 
 import pytest
 
-from devices.pci.constants import ConfigRegister, IrqIndex, RegionIndex
+from devices.pci.constants import ConfigRegister
 from devices.testing import FakeHost
 from devices.work import ReadMessage
 from examples.doorbell import COPIED, MAX_COPY, Doorbell, Status
+from protocol import PciIrq, PciRegion
 from tests.docs.test_doorbell import plugged_in
 
-BAR0, CONFIG = RegionIndex.BAR0, RegionIndex.CONFIG
+BAR0, CONFIG = PciRegion.BAR0, PciRegion.CONFIG
 
 
 def ask_for_copy(device: Doorbell, source: int, target: int, length: int) -> None:
@@ -31,7 +32,7 @@ def test_a_copy_that_cannot_be_fails_and_says_so(source: int, target: int, lengt
     device = plugged_in(host)
     ask_for_copy(device, source, target, length)
     assert status(device) == Status.FAILED
-    assert host.interrupts == [(IrqIndex.MSIX, COPIED)]
+    assert host.interrupts == [(PciIrq.MSIX, COPIED)]
     assert not any(host.memory.data)
 
 
