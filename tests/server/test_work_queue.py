@@ -180,6 +180,14 @@ def test_a_refusal_reaches_the_work_as_a_guest_memory_error(bench: Bench) -> Non
     assert bench.notes == [errno.EPERM, b"fine"]
 
 
+def test_a_message_that_cannot_be_sent_fails_in_the_work_at_once(bench: Bench) -> None:
+    queue = WorkQueue(lambda _request: queue.fail(errno.ENODEV, "no channel"), bench.log)
+    queue.defer(bench.read(0))
+    queue.defer(bench.note("next"))
+    queue.run(PLENTY_NS)
+    assert bench.notes == [errno.ENODEV, "next"]
+
+
 def test_an_exception_is_logged_and_the_next_work_runs(bench: Bench) -> None:
     async def broken() -> None:
         raise ZeroDivisionError
