@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
-from typing import TextIO
+from contextlib import suppress
+from typing import TextIO, cast
 
 import structlog
 
@@ -53,6 +54,21 @@ class RepeatLimit:
         return {**fields, "further": "at debug level"} if self._seen[event] == REPEATS else fields
 
 
+class _Unbreakable:
+    """A stream that loses what it cannot write: who reads the log may go away, and the server must not."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+
 def configure(format_name: str = "console", level: str = "info", stream: TextIO | None = None) -> None:
     """Send events to ``stream`` (stderr unless told otherwise) in one of :data:`FORMATS`."""
     stream = stream or sys.stderr
@@ -71,7 +87,7 @@ def configure(format_name: str = "console", level: str = "info", stream: TextIO 
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Unbreakable(stream))),
         cache_logger_on_first_use=False,
     )
 

@@ -200,3 +200,15 @@ def test_status_and_screenshot_ask_a_running_server(tmp_path: Path) -> None:
             assert result.returncode == 1
             assert says in result.stderr
     assert not picture.exists()
+
+
+def test_a_log_that_nobody_reads_does_not_end_the_server(tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    with serving("--socket-path", str(device)) as server:
+        assert server.stderr is not None
+        server.stderr.close()
+        server.stderr = None
+        assert greet(device).is_reply
+        assert greet(device).is_reply
+        server.terminate()
+        assert server.wait(SECONDS) == 0
