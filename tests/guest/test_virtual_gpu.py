@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 
 from devices.display import Frame
+from server.control_client import capture
 from server.guest.screen import is_drawn_on, settled
 from server.screenshot import compose
 from tests.guest.support import GuestParts
-from tests.guest.virtual_gpu import PICTURE_SECONDS, drawn_pattern, serving
+from tests.guest.virtual_gpu import (
+    PICTURE_SECONDS,
+    POLL_SECONDS,
+    drawn_pattern,
+    serving,
+    show_test_pattern,
+)
 
 pytestmark = pytest.mark.guest
 
@@ -51,6 +60,22 @@ async def test_the_stock_driver_draws_its_console_and_modetest_its_pattern(
         assert status["model"]["refused"] == {}
         commands = status["model"]["commands"]
         assert ("set_scanout_blob" in commands) == (blob == "on")
+
+
+async def test_a_screenshot_has_the_cursor_that_the_guest_shows(parts: GuestParts, tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path, device="virtio-gpu,width=1024,height=768") as server,
+        parts.boot(server.gpu()) as guest,
+    ):
+        await show_test_pattern(guest, options="-C")
+        with trio.fail_after(PICTURE_SECONDS):
+            while (frame := await capture(server.control)).cursor is None:
+                await trio.sleep(POLL_SECONDS)
+        image = frame.cursor.image
+        assert (image.width, image.height) == (64, 64)
+        assert 0 <= frame.cursor.x < 1024
+        assert 0 <= frame.cursor.y < 768
+        assert compose(frame).tobytes() != compose(replace(frame, cursor=None)).tobytes()
 
 
 async def test_behind_an_iommu_the_gpu_works_page_by_page(parts: GuestParts, tmp_path: Path) -> None:

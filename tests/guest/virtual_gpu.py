@@ -69,11 +69,11 @@ async def serving(
         yield Server(process, *sockets)
 
 
-async def show_test_pattern(guest: Guest, mode: str = MODE, number: int = 0) -> None:
+async def show_test_pattern(guest: Guest, mode: str = MODE, number: int = 0, options: str = "") -> None:
     """Have modetest draw on connector ``number`` and hold the picture."""
     listing = await guest.check("modetest -M virtio_gpu -c")
     connector = _CONNECTOR.findall(listing)[number]
-    await guest.check(f"sleep 1000 | modetest -M virtio_gpu -s {connector}:{mode} >/tmp/log 2>&1 &")
+    await guest.check(f"sleep 1000 | modetest -M virtio_gpu {options} -s {connector}:{mode} >/tmp/log 2>&1 &")
 
 
 async def drawn_pattern(guest: Guest, server: Server, mode: str = MODE, scanout: int = 0) -> Frame:
