@@ -61,12 +61,9 @@ class Held:
 class MemoryModel(RuleBasedStateMachine):
     """Random requests of a client and of holders; the subclasses choose the domain."""
 
-    def domain(self) -> DmaDomain:
-        raise NotImplementedError
-
-    def __init__(self) -> None:
+    def __init__(self, domain: DmaDomain) -> None:
         super().__init__()
-        self.client = Client(self.domain(), file_pages=FILE_PAGES, max_pinned=LIMIT * PAGE_SIZE)
+        self.client = Client(domain, file_pages=FILE_PAGES, max_pinned=LIMIT * PAGE_SIZE)
         self.memory = self.client.memory
         self.mapped: dict[int, Page] = {}
         self.content = {number: page_of(number) for number in range(FILE_PAGES)}
@@ -277,8 +274,8 @@ class MemoryModel(RuleBasedStateMachine):
 
 
 class SoftModel(MemoryModel):
-    def domain(self) -> DmaDomain:
-        return SoftDomain(SMALLEST_APERTURE)
+    def __init__(self) -> None:
+        super().__init__(SoftDomain(SMALLEST_APERTURE))
 
     @invariant()
     def the_aperture_shows_the_guests_page_at_its_dma_addr(self) -> None:
@@ -292,8 +289,8 @@ class SoftModel(MemoryModel):
 
 
 class RecordingModel(MemoryModel):
-    def domain(self) -> DmaDomain:
-        return RecordingDomain()
+    def __init__(self) -> None:
+        super().__init__(RecordingDomain())
 
     @invariant()
     def the_domain_holds_every_pinned_page_once_and_no_other(self) -> None:
