@@ -20,11 +20,15 @@ __all__ = ["DmaDomain", "DmaSegment", "FileRun", "OutOfRuns", "coalesce"]
 
 
 class FileRun(NamedTuple):
-    """``length`` bytes of guest memory, whole pages, at ``offset`` in the client's file."""
+    """``length`` bytes of guest memory, whole pages, at ``offset`` in the client's file.
+
+    ``may_write`` says whether the client permits writing there, wanted now or not. A run lies in one DMA region.
+    """
 
     backing: BackingFile
     offset: int
     length: int
+    may_write: bool = True
 
 
 class OutOfRuns(DmaError):  # noqa: N818 - a condition of the domain, as StopIteration is one
@@ -39,6 +43,8 @@ class DmaDomain(ABC):
 
     name: str
     """What ``--dma-domain`` calls it."""
+    locks_memory: bool = False
+    """Whether mapped pages are locked in memory, so that RLIMIT_MEMLOCK is the limit unless another is set."""
 
     @property
     @abstractmethod
@@ -71,6 +77,10 @@ class DmaDomain(ABC):
     def view(self, dma_addr: int, length: int) -> memoryview | None:
         """The mapped pages as the CPU sees them at that address; None where only the device can use it."""
 
+    def stats(self) -> dict[str, object]:
+        """What an operator may want to know of this kind of domain: JSON values."""
+        return {}
+
     def close(self) -> None:  # noqa: B027 - most domains hold nothing
         """Give back what the domain itself holds. All pages have been unmapped."""
 
@@ -82,7 +92,7 @@ def coalesce(runs: Sequence[FileRun]) -> list[FileRun]:
         if merged:
             last = merged[-1]
             if last.backing is run.backing and last.offset + last.length == run.offset:
-                merged[-1] = FileRun(last.backing, last.offset, last.length + run.length)
+                merged[-1] = last._replace(length=last.length + run.length)
                 continue
         merged.append(run)
     return merged

@@ -56,7 +56,7 @@ class RecordingDomain(DmaDomain):
             raise DmaError(errno.ENOMEM, "the recording domain is full")
         self.maps += 1
         segments: list[DmaSegment] = []
-        for backing, offset, size in runs:
+        for backing, offset, size, _ in runs:
             for page in range(offset, offset + size, PAGE_SIZE):
                 if segments and segments[-1].length < self._longest:
                     segments[-1] = DmaSegment(segments[-1].dma_addr, segments[-1].length + PAGE_SIZE)

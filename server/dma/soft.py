@@ -107,7 +107,7 @@ class SoftDomain(DmaDomain):
         base = self._iovas.alloc(length)
         cursor = base
         try:
-            for backing, offset, size in coalesce(runs):
+            for backing, offset, size, _ in coalesce(runs):
                 self._aperture.map_file(cursor, size, fd=backing.fd, file_offset=offset, writable=writable)
                 cursor += size
         except OSError:
@@ -128,7 +128,7 @@ class SoftDomain(DmaDomain):
         segments: list[DmaSegment] = []
         taken: list[tuple[_Window, int]] = []
         try:
-            for backing, offset, length in runs:
+            for backing, offset, length, _ in runs:
                 if backing.page_size == PAGE_SIZE:
                     start, cursor = cursor, cursor + length
                 else:
