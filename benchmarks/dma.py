@@ -14,8 +14,8 @@ from devices.contract import GuestRange, PinnedPages, Prot
 from devices.testing import FakeLog
 from devices.work import run_to_completion
 from server.dma.address_space import PAGE_SIZE
+from server.dma.domains.soft import SoftDomain
 from server.dma.memory import GuestMemoryMap
-from server.dma.soft import SoftDomain
 
 READ_WRITE = Prot.READ | Prot.WRITE
 GIB = 1 << 30
@@ -112,7 +112,7 @@ def pin_and_release(memory: GuestMemoryMap, ranges: Sequence[GuestRange]) -> flo
 
 def translate(pin: PinnedPages, addresses: Sequence[int]) -> None:
     """Ask for the dma_addr of every address."""
-    dma_addr = pin.dma_addr  # type: ignore[attr-defined]
+    dma_addr = pin.dma_addr
     for address in addresses:
         dma_addr(address)
 

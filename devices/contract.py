@@ -28,6 +28,7 @@ __all__ = [
     "Irq",
     "Log",
     "MmapArea",
+    "OnUnmap",
     "PinnedPages",
     "Prot",
     "Region",
@@ -89,6 +90,15 @@ class PinnedPages(Protocol):
     def revoked(self) -> bool:
         """True once the client has unmapped any of the pages, or the holder has released them."""
 
+    def dma_addr(self, address: int) -> int:
+        """The dma_addr of a guest address in one of the pinned pages; the same as long as they are pinned.
+
+        Raises :class:`GuestMemoryError` (EINVAL) for other addresses and once revoked.
+        """
+
+    def dma_addrs(self, addresses: Sequence[int]) -> Sequence[int]:
+        """The dma_addrs of many guest addresses at once; errors as for :meth:`dma_addr`."""
+
     def views(self) -> Sequence[memoryview]:
         """The memory in order, as few pieces as possible: one piece where the ranges meet on page borders.
 
@@ -98,6 +108,13 @@ class PinnedPages(Protocol):
 
     def release(self) -> None:
         """Drop one reference per page. Calling it again does nothing."""
+
+
+OnUnmap = Callable[[PinnedPages], bool | None]
+"""Told that the client takes some of the pinned memory away. Let go there and then: what is not released when this
+returns is revoked. A device whose engine cannot stop at once returns True, and releases the pages as soon as it has
+stopped: the client waits for that, but no longer than about 2 s, then they are revoked. There is no time to ask for
+where the client is gone or the device was reset."""
 
 
 class GuestMemory(Protocol):
@@ -116,14 +133,8 @@ class GuestMemory(Protocol):
         where the range is not mapped, or not for ``prot``.
         """
 
-    def pin_pages(
-        self, ranges: Sequence[GuestRange], prot: Prot, on_unmap: Callable[[PinnedPages], None]
-    ) -> PinnedPages:
-        """Pin every page of ``ranges``, all or nothing. Raises :class:`GuestMemoryError`.
-
-        ``on_unmap(pages)`` is called when the client takes any of the memory away: the holder should release the
-        pages there and then; what it does not release is revoked when the callback returns.
-        """
+    def pin_pages(self, ranges: Sequence[GuestRange], prot: Prot, on_unmap: OnUnmap) -> PinnedPages:
+        """Pin every page of ``ranges``, all or nothing. Raises :class:`GuestMemoryError`."""
 
 
 class Log(Protocol):

@@ -10,10 +10,12 @@ Work runs when it is deferred. Part of the public interface: third parties test 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from devices import work
-from devices.contract import DmaSegment, GuestMemoryError, GuestRange, PinnedPages, Prot, Work
+from devices.contract import DmaSegment, GuestMemoryError, GuestRange, OnUnmap, Prot, Work
+
+_PAGE_MASK = -4096
 
 
 class FakePinnedPages:
@@ -24,7 +26,7 @@ class FakePinnedPages:
         memory: FakeMemory,
         ranges: Sequence[GuestRange],
         prot: Prot,
-        on_unmap: Callable[[PinnedPages], None],
+        on_unmap: OnUnmap,
     ) -> None:
         self.ranges = tuple(ranges)
         self.length = sum(length for _, length in ranges)
@@ -37,6 +39,18 @@ class FakePinnedPages:
     def segments(self) -> Sequence[DmaSegment]:
         """One segment per range, neighbours not coalesced."""
         return [DmaSegment(address, length) for address, length in self.ranges]
+
+    def dma_addr(self, address: int) -> int:
+        """The address itself, where it is in a page of one of the ranges."""
+        if self.revoked or not any(
+            start & _PAGE_MASK <= address < start + length - 1 | ~_PAGE_MASK for start, length in self.ranges
+        ):
+            raise GuestMemoryError(errno.EINVAL, f"guest address {address:#x} is not part of this pin")
+        return address
+
+    def dma_addrs(self, addresses: Sequence[int]) -> Sequence[int]:
+        """The addresses themselves."""
+        return [self.dma_addr(address) for address in addresses]
 
     def views(self) -> Sequence[memoryview]:
         """One view per run of ranges that follow each other in the guest."""
@@ -53,8 +67,9 @@ class FakePinnedPages:
     def release(self) -> None:
         """Take the pages off the memory's list of pins."""
         self.revoked = True
-        if self in self._memory.pins:
-            self._memory.pins.remove(self)
+        for pins in (self._memory.pins, self._memory.leaving):
+            if self in pins:
+                pins.remove(self)
 
 
 class FakeMemory:
@@ -65,6 +80,7 @@ class FakeMemory:
         self.base = base
         self.shared = shared
         self.pins: list[FakePinnedPages] = []
+        self.leaving: list[FakePinnedPages] = []
         self.holes: list[GuestRange] = []
 
     def slice(self, address: int, length: int, prot: Prot) -> memoryview:
@@ -96,9 +112,7 @@ class FakeMemory:
         view = self.slice(address, length, prot)
         return view if self.shared else None
 
-    def pin_pages(
-        self, ranges: Sequence[GuestRange], prot: Prot, on_unmap: Callable[[PinnedPages], None]
-    ) -> FakePinnedPages:
+    def pin_pages(self, ranges: Sequence[GuestRange], prot: Prot, on_unmap: OnUnmap) -> FakePinnedPages:
         """Pin ``ranges``; EFAULT where the memory is not shared."""
         for address, length in ranges:
             self.slice(address, length, prot)
@@ -109,12 +123,17 @@ class FakeMemory:
         return pins
 
     def unmap(self, address: int, length: int) -> None:
-        """Take memory away as a client would: holders of pins are told, then the pins are revoked."""
+        """Take memory away as a client would: holders of pins are told, then the pins are revoked.
+
+        Those whose holders asked for time stay in :attr:`leaving` until they are released.
+        """
         self.holes.append(GuestRange(address, length))
         for pins in list(self.pins):
             if any(start < address + length and address < start + size for start, size in pins.ranges):
-                pins.on_unmap(pins)
-                pins.release()
+                if pins.on_unmap(pins) and not pins.revoked:
+                    self.leaving.append(pins)
+                else:
+                    pins.release()
 
 
 class FakeLog:

@@ -96,13 +96,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--transport", choices=("auto", "native"), default="auto", help="default: %(default)s"
     )
-    parser.add_argument("--dma-domain", choices=("soft",), default="soft", help="default: %(default)s")
-    parser.add_argument(
-        "--max-pinned",
-        metavar="SIZE",
-        default="4G",
-        help="guest memory that one client's device may keep pinned (default: %(default)s)",
-    )
+    _add_dma_options(parser.add_argument_group("guest memory"))
     parser.add_argument("--control", type=Path, metavar="PATH", help="socket for status and screenshots")
     parser.add_argument("--log-format", choices=FORMATS, default="console", help="default: %(default)s")
     parser.add_argument("--log-level", choices=LEVELS, default="info", help="default: %(default)s")
@@ -110,6 +104,40 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--print-capabilities", action="store_true", help="print what the device can do as JSON, and exit"
     )
     parser.set_defaults(handler=_serve)
+
+
+def _add_dma_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--dma-domain",
+        choices=("soft", "noiommu", "type1"),
+        default="soft",
+        help="what a DMA address is: a place in this process (soft), in physical memory (noiommu, needs root), "
+        "or behind a hardware IOMMU (type1, needs --vfio-group) (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-pinned",
+        metavar="SIZE",
+        help="guest memory that one client's device may keep mapped; memlock stands for RLIMIT_MEMLOCK, which is "
+        "the default where the memory is locked (default: 4G for soft)",
+    )
+    group.add_argument(
+        "--dma-retain",
+        metavar="SIZE",
+        default="0",
+        help="of that, how much may stay mapped that nothing uses any more, least recently used out first "
+        "(default: %(default)s)",
+    )
+    group.add_argument("--vfio-group", type=int, metavar="N", help="type1: the IOMMU group, /dev/vfio/N")
+    group.add_argument(
+        "--vfio-container", type=int, metavar="FD", help="type1: the VFIO container of who drives the device"
+    )
+    group.add_argument(
+        "--dma-bits",
+        type=int,
+        default=64,
+        metavar="N",
+        help="type1: bits of address that the device can use (default: %(default)s)",
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -7,15 +7,17 @@ import json
 import signal
 import socket
 from contextlib import AbstractContextManager, ExitStack
-from pathlib import Path
 
 import structlog
 import trio
 
 from devices.models import MODELS
-from devices.registry import OptionError, create_device, size
+from devices.registry import OptionError, create_device
 from server import log as logging
 from server.control import serve_control
+from server.dma.domains.registry import DOMAINS, DomainOptions, open_domain
+from server.dma.errors import DmaDomainUnavailable
+from server.dma.limits import pin_limits
 from server.engine import Engine
 from server.exit_status import fail
 from server.listener import serve_clients
@@ -35,17 +37,22 @@ def run_serve(arguments: argparse.Namespace) -> int:
     logging.configure(arguments.log_format, arguments.log_level)
     try:
         device = create_device(MODELS, arguments.device)
-        options = ConnectionOptions(max_pinned=size(arguments.max_pinned))
-    except OptionError as error:
+        limits = pin_limits(
+            arguments.max_pinned,
+            arguments.dma_retain,
+            locks_memory=DOMAINS[arguments.dma_domain].domain.locks_memory,
+        )
+    except (OptionError, ValueError) as error:
         return fail(error)
-    except ValueError as error:
-        return fail(f"--max-pinned: {error}")
+    domain = DomainOptions(arguments.vfio_group, arguments.vfio_container, arguments.dma_bits)
     try:
         with ExitStack() as stack:
+            make_domain = open_domain(arguments.dma_domain, domain, stack)
+            options = ConnectionOptions(limits, make_domain)
             listener = stack.enter_context(_listener(arguments))
             control = None if arguments.control is None else stack.enter_context(listen_at(arguments.control))
-            trio.run(_main, listener, control, Engine(device), options, arguments.socket_path)
-    except SocketPathError as error:
+            trio.run(_main, listener, control, Engine(device), options, arguments)
+    except (SocketPathError, DmaDomainUnavailable) as error:
         return fail(error)
     return 0
 
@@ -61,7 +68,7 @@ async def _main(
     control: socket.socket | None,
     engine: Engine,
     options: ConnectionOptions,
-    path: Path | None,
+    arguments: argparse.Namespace,
 ) -> None:
     log = structlog.get_logger()
     async with trio.open_nursery() as nursery:
@@ -71,10 +78,12 @@ async def _main(
             nursery.start_soon(serve_clients, listener, engine, options)
             log.info(
                 "listening",
-                socket=None if path is None else str(path),
+                socket=None if arguments.socket_path is None else str(arguments.socket_path),
                 device=engine.device.name,
                 transport="native",
-                dma_domain="soft",
+                dma_domain=arguments.dma_domain,
+                max_pinned=options.limits.max_pinned,
+                dma_retain=options.limits.retain,
             )
             notify_ready()
             async for number in signals:

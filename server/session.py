@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from devices.contract import Device, GuestMemoryError, Log, Prot, Region, RegionAccess, Work
-from protocol import DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags, ProtocolError, SetIrqs
-from server.dma.memory import GuestMemoryMap
+from protocol import DeviceFeature, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags, ProtocolError, SetIrqs
+from server.dma.memory import DEFAULT_MAX_DATA_XFER_SIZE, GuestMemoryMap
+from server.dma.unmapping import Unmapping
+from server.dma_logging import serve_feature
 from server.fds import ReceivedFds
 from server.interrupts import Interrupts
 from server.work_queue import WorkQueue
@@ -47,11 +49,48 @@ def errno_of(error: BaseException) -> int | None:
     return None
 
 
+class DmaUnmapping:
+    """A DMA_UNMAP between the moment that holders of its memory were told, and its reply."""
+
+    def __init__(self, memory: GuestMemoryMap, request: DmaUnmap, unmapping: Unmapping) -> None:
+        self.request = request
+        self._memory = memory
+        self._unmapping = unmapping
+
+    @property
+    def pending(self) -> bool:
+        """Whether a device that asked for time still uses the memory."""
+        return self._unmapping.pending
+
+    def when_released(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called when it no longer does."""
+        self._unmapping.when_released(call)
+
+    def finish(self) -> bytes:
+        """Nothing of ours refers to the memory when this returns; what was written to it, where that was asked."""
+        self._unmapping.finish()
+        wanted = self.request.bitmap
+        if wanted is None:
+            return b""
+        return self._memory.dirty_bitmap(self.request.address, self.request.size, wanted.page_size)
+
+
 class Session:
     """One client on one device; what :class:`devices.contract.Host` asks for, and more."""
 
-    def __init__(self, device: Device, memory: GuestMemoryMap, work: WorkQueue, log: Log) -> None:
-        """Attach a client to ``device``. The session owns ``memory`` and ``work`` from here on."""
+    def __init__(
+        self,
+        device: Device,
+        memory: GuestMemoryMap,
+        work: WorkQueue,
+        log: Log,
+        max_data_xfer_size: int = DEFAULT_MAX_DATA_XFER_SIZE,
+    ) -> None:
+        """Attach a client to ``device``. The session owns ``memory`` and ``work`` from here on.
+
+        ``max_data_xfer_size``: bytes of data that one reply may have.
+        """
+        self.max_data_xfer_size = max_data_xfer_size
         self.device = device
         self.memory = memory
         self.work = work
@@ -122,26 +161,40 @@ class Session:
                 "memory_not_shared", address=hex(request.address), size=request.size, fix=SHARE_MEMORY
             )
 
-    def dma_unmap(self, request: DmaUnmap) -> None:
-        """Remove DMA regions; when this returns nothing of ours refers to them."""
-        if request.flags & DmaUnmapFlags.GET_DIRTY_BITMAP:
-            raise ProtocolError(
-                errno.EINVAL, "DMA_UNMAP asks for a dirty bitmap, but no dirty tracking is on"
-            )
+    def begin_dma_unmap(self, request: DmaUnmap) -> DmaUnmapping:
+        """Remove DMA regions. The transport finishes it: at once, or within UNMAP_SECONDS where it is pending."""
+        if request.bitmap is not None:
+            if not self.memory.dirty.active:
+                raise ProtocolError(errno.EINVAL, "DMA_UNMAP asks for a dirty bitmap, but DMA logging is off")
+            if request.bitmap.size > self.max_data_xfer_size:
+                raise ProtocolError(
+                    errno.EINVAL, f"a dirty bitmap of {request.bitmap.size} bytes, over max_data_xfer_size"
+                )
         if request.flags & DmaUnmapFlags.ALL:
-            self.memory.unmap_all()
+            unmapping = self.memory.begin_unmap_all()
         else:
-            self.memory.unmap(request.address, request.size)
+            unmapping = self.memory.begin_unmap(request.address, request.size)
         self.counters.dma_unmaps += 1
+        return DmaUnmapping(self.memory, request, unmapping)
+
+    def device_feature(self, request: DeviceFeature) -> DeviceFeature:
+        """Get, set or probe a feature."""
+        return serve_feature(self.memory, request, self.max_data_xfer_size)
 
     def set_irqs(self, request: SetIrqs, fds: ReceivedFds) -> None:
         """Set up, mask, unmask or raise interrupts."""
         self.interrupts.set_irqs(request, fds)
 
     def reset(self) -> None:
-        """Reset the device; the client's memory and eventfds stay."""
+        """Reset the device; the client's memory and eventfds stay, nothing of the memory stays pinned.
+
+        DMA logging goes on: the guest's memory outlives the reset, and who logs it wants to know of every write.
+        """
         self.counters.resets += 1
-        self.device.reset()
+        try:
+            self.device.reset()
+        finally:
+            self.memory.reset()
 
     def failed(self, command: str, error: Exception) -> int:
         """Log why ``command`` failed, and give the errno to answer with."""

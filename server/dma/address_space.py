@@ -9,6 +9,7 @@ from server.dma import libc
 
 PAGE_SIZE = mmap.PAGESIZE
 """Bytes per page: the unit of DMA regions and of pins."""
+PAGE_SHIFT = PAGE_SIZE.bit_length() - 1
 
 
 class AddressSpace:

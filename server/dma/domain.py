@@ -34,8 +34,10 @@ class FileRun(NamedTuple):
 class OutOfRuns(DmaError):  # noqa: N818 - a condition of the domain, as StopIteration is one
     """The domain cannot hold that many separate runs (``errno`` is ENOMEM)."""
 
-    def __init__(self, runs: int) -> None:
-        super().__init__(errno.ENOMEM, f"the DMA domain cannot hold more than {runs} separate runs of pages")
+    def __init__(self, runs: int, limited_by: str) -> None:
+        super().__init__(
+            errno.ENOMEM, f"the DMA domain holds no more than {runs} separate runs of pages ({limited_by})"
+        )
 
 
 class DmaDomain(ABC):
@@ -43,6 +45,8 @@ class DmaDomain(ABC):
 
     name: str
     """What ``--dma-domain`` calls it."""
+    runs_limited_by: str = "by design"
+    """What bounds :attr:`max_runs`, for who runs into it."""
     locks_memory: bool = False
     """Whether mapped pages are locked in memory, so that RLIMIT_MEMLOCK is the limit unless another is set."""
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from devices import work
-from devices.contract import GuestMemoryError, GuestRange, Log, PinnedPages, Prot
-from server.dma.address_space import PAGE_SIZE
+from devices.contract import GuestMemoryError, GuestRange, Log, OnUnmap, Prot
+from server.dma.address_space import PAGE_SHIFT, PAGE_SIZE
 from server.dma.backing import BackingFile, BackingFiles
+from server.dma.dirty import DirtyLog
 from server.dma.domain import DmaDomain
 from server.dma.errors import DmaError
+from server.dma.limits import NO_LIMITS, PinLimits
 from server.dma.pin import Pin
-from server.dma.pins import PinCache
+from server.dma.pins import PinCache, PinnedRun
 from server.dma.regions import ADDRESS_SPACE_SIZE, MAX_REGIONS, DmaRegion, DmaRegionTable
-from server.dma.runs import PinnedRun
+from server.dma.unmapping import Unmapping
 
 DEFAULT_MAX_DATA_XFER_SIZE = 1 << 20
 """Bytes per DMA_READ or DMA_WRITE where the client does not say otherwise (vfio-user, VFIO_USER_VERSION)."""
 
+_PAGES = ADDRESS_SPACE_SIZE >> PAGE_SHIFT
 _READ = Prot.READ.value
 _WRITE = Prot.WRITE.value
 
@@ -37,11 +40,11 @@ class GuestMemoryMap:
         log: Log,
         domain: DmaDomain,
         *,
-        max_pinned: int | None = None,
+        limits: PinLimits = NO_LIMITS,
         max_regions: int = MAX_REGIONS,
         max_data_xfer_size: int = DEFAULT_MAX_DATA_XFER_SIZE,
     ) -> None:
-        """``max_pinned``: bytes that may be pinned at a time; None for no limit."""
+        """Begin with nothing mapped."""
         self.max_data_xfer_size = max_data_xfer_size
         self.messages = 0
         self._log = log
@@ -49,7 +52,9 @@ class GuestMemoryMap:
         self._regions = DmaRegionTable(max_regions)
         self._find = self._regions.find
         self._files = BackingFiles(self._report_unsealed)
-        self._pins = PinCache(self._regions, domain, log, max_pinned)
+        self.dirty = DirtyLog(self._report_overflow)
+        self._pins = PinCache(self._regions, domain, log, self.dirty, limits)
+        self._unmapping: Unmapping | None = None
         self._generation = 0
         self._closed = False
 
@@ -76,25 +81,36 @@ class GuestMemoryMap:
         return region
 
     def unmap(self, iova: int, size: int) -> int:
-        """Remove the regions within a range; returns their bytes together.
+        """Remove the regions within a range at once; returns their bytes together.
 
         When this returns, nothing refers to the memory: holders of pins have been told, and what they did
         not release is revoked. Raises DmaError with nothing changed: EINVAL (bad shape, or it would cut a
         region in two), ENOENT (nothing there).
         """
+        return self.begin_unmap(iova, size, may_wait=False).finish()
+
+    def begin_unmap(self, iova: int, size: int, *, may_wait: bool = True) -> Unmapping:
+        """As :meth:`unmap`, but holders may ask for time: whoever called this finishes it."""
         removed = self._regions.remove(iova, size)
-        self._pins.invalidate(iova, iova + size)
-        return self._let_go(removed)
+        return self._begin(removed, iova >> PAGE_SHIFT, iova + size >> PAGE_SHIFT, may_wait=may_wait)
 
     def unmap_all(self) -> int:
-        """Remove all regions; returns their bytes together, 0 where there are none."""
-        removed = self._regions.remove_all()
-        self._pins.invalidate(0, ADDRESS_SPACE_SIZE)
-        return self._let_go(removed)
+        """Remove all regions at once; returns their bytes together, 0 where there are none."""
+        return self.begin_unmap_all(may_wait=False).finish()
+
+    def begin_unmap_all(self, *, may_wait: bool = True) -> Unmapping:
+        """As :meth:`unmap_all`, but holders may ask for time: whoever called this finishes it."""
+        return self._begin(self._regions.remove_all(), 0, _PAGES, may_wait=may_wait)
+
+    def reset(self) -> None:
+        """The device was reset: what it still holds is revoked, and nothing is retained. The regions stay."""
+        self._pins.invalidate(0, _PAGES)
 
     def close(self) -> None:
         """The client is gone: give back every fd, mapping and pin. Calling it again does nothing."""
         if not self._closed:
+            if self._unmapping is not None:
+                self._unmapping.finish()
             self.unmap_all()
             self._closed = True
 
@@ -109,12 +125,15 @@ class GuestMemoryMap:
         backing = region.backing
         if backing is None:
             return None
+        if prot & _WRITE:
+            # A view is used at once, so what is written through it is written before the next report.
+            self.dirty.mark(address, address + length)
         start = address + region.delta
         return backing.memory[prot][start : start + length]
 
     @property
     def pinned_runs(self) -> Sequence[PinnedRun]:
-        """The runs of pinned pages by guest address, for status and tests."""
+        """The runs of pages in the domain by guest address, for status and tests."""
         return self._pins.runs
 
     async def read(self, address: int, length: int) -> bytes:
@@ -140,35 +159,35 @@ class GuestMemoryMap:
         if region is not None and address + length <= region.end and region.allows[_WRITE]:
             backing = region.backing
             if backing is not None:
+                if self.dirty.active:
+                    self.dirty.mark(address, address + length)
                 start = address + region.delta
                 backing.memory[_WRITE][start : start + length] = data
                 return
         await self._write_parts(address, data)
 
-    def pin_pages(
-        self, ranges: Sequence[GuestRange], prot: Prot, on_unmap: Callable[[PinnedPages], None]
-    ) -> Pin:
+    def pin_pages(self, ranges: Sequence[GuestRange], prot: Prot, on_unmap: OnUnmap) -> Pin:
         """Pin a scatter list; see :meth:`server.dma.pins.PinCache.pin`."""
         if self._closed:
             raise GuestMemoryError(errno.ENODEV, "the client is gone")
         return self._pins.pin(ranges, prot, on_unmap)
 
+    def dirty_bitmap(self, iova: int, length: int, page_size: int) -> bytes:
+        """What the device wrote of a range since the last time; see :meth:`DirtyLog.report`."""
+        end = min(iova + length + PAGE_SIZE - 1, ADDRESS_SPACE_SIZE)
+        return self.dirty.report(
+            iova, length, page_size, self._pins.written_spans(iova >> PAGE_SHIFT, end >> PAGE_SHIFT)
+        )
+
     def stats(self) -> dict[str, object]:
         """Counters for ``vgpud status``: JSON values; sizes in bytes, hits and misses in pages."""
-        pins = self._pins
         return {
             "domain": self._domain.name,
+            "domain_details": self._domain.stats(),
             "regions": len(self._regions),
             "mapped_bytes": self._regions.mapped_bytes,
             "files": len(self._files),
-            "pins": len(pins),
-            "pinned_pages": pins.locked_bytes // PAGE_SIZE,
-            "locked_bytes": pins.locked_bytes,
-            "locked_limit": pins.max_pinned,
-            "hits": pins.hits,
-            "misses": pins.misses,
-            "invalidations": pins.invalidations,
-            "revoked": pins.revoked,
+            **self._pins.stats(),
             "messages": self.messages,
         }
 
@@ -205,6 +224,7 @@ class GuestMemoryMap:
             else:
                 self.messages += 1
                 await work.write_message(address, bytes(rest[:size]))
+            self.dirty.mark(address, address + size)
             address += size
             rest = rest[size:]
 
@@ -224,11 +244,21 @@ class GuestMemoryMap:
             raise GuestMemoryError(errno.EOVERFLOW, f"{address:#x}+{length:#x} wraps")
         self._regions.parts(address, address + length, prot)
 
-    def _let_go(self, removed: Sequence[DmaRegion]) -> int:
+    def _begin(self, removed: Sequence[DmaRegion], start: int, end: int, *, may_wait: bool) -> Unmapping:
+        if self._unmapping is not None:
+            self._unmapping.finish()
+        invalidation = self._pins.invalidate(start, end, may_wait=may_wait)
+        self._unmapping = Unmapping(self._pins, invalidation, removed, self._let_go)
+        return self._unmapping
+
+    def _let_go(self, removed: Sequence[DmaRegion]) -> None:
+        self._unmapping = None
         for region in removed:
             if region.backing is not None:
                 self._files.release(region.backing)
-        return sum(region.size for region in removed)
+
+    def _report_overflow(self) -> None:
+        self._log.warning("dirty_log_overflow", effect="all memory is reported as written")
 
     def _report_unsealed(self, backing: BackingFile) -> None:
         self._log.warning("dma_fd_unsealed", device=backing.key[0], inode=backing.key[1], bytes=backing.size)

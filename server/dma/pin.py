@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import errno
 import sys
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
-from devices.contract import DmaSegment, GuestMemoryError, PinnedPages, Prot
-from server.dma.spans import Span, merge
+import numpy as np
+
+from devices.contract import DmaSegment, GuestMemoryError, OnUnmap, Prot
+from server.dma.address_space import PAGE_SHIFT
+from server.dma.run_rows import DMA, END, START, Rows, clipped, coalesced
+from server.dma.scatter import ScatterList
+from server.dma.spans import Ints
 
 _HERE = str(Path(__file__).parent)
+_OFFSET = (1 << PAGE_SHIFT) - 1
 
 
 class PinOwner(Protocol):
@@ -25,75 +31,94 @@ class PinOwner(Protocol):
     def leaked(self, pin: Pin) -> None:
         """``pin`` was dropped without having been released."""
 
-    def translate(self, address: int) -> int:
-        """The dma_addr of a pinned guest address."""
+    def lookup(self, pin: Pin) -> Rows:
+        """Where its pages are in the domain, by guest page."""
 
-    def segments(self, parts: Sequence[Span]) -> list[DmaSegment]:
-        """Where pinned memory is in the domain."""
-
-    def views(self, pin: Pin) -> list[memoryview]:
+    def views(self, pin: Pin) -> Sequence[memoryview]:
         """The pinned memory in place."""
+
+
+class _Translation(NamedTuple):
+    """Where pages are: those from ``start[i]`` to ``end[i]`` are ``delta[i]`` pages further in the domain."""
+
+    start: Ints
+    end: Ints
+    delta: Ints
+    scalars: tuple[memoryview, memoryview, memoryview]
+    """The same again, as what gives Python's own integers: quicker for one address."""
 
 
 class Pin:
     """A pinned scatter list (:class:`devices.contract.PinnedPages`); also a context manager that releases it.
 
-    ``spans`` are the pages in the order of the list. A Pin that is dropped while it holds pages is a leak:
-    it is logged with where it was made, and released.
+    A Pin that is dropped while it holds pages is a leak: it is logged with where it was made, and released.
     """
 
     __slots__ = (
         "__weakref__",
         "_cache",
-        "_ordered",
         "_segments",
+        "_translation",
         "_views",
-        "length",
         "on_unmap",
         "origin",
-        "parts",
         "prot",
         "revoked",
-        "spans",
+        "scatter",
     )
 
-    def __init__(
-        self,
-        cache: PinOwner,
-        parts: Sequence[Span],
-        spans: Sequence[Span],
-        prot: Prot,
-        on_unmap: Callable[[PinnedPages], None],
-    ) -> None:
+    def __init__(self, cache: PinOwner, scatter: ScatterList, prot: Prot, on_unmap: OnUnmap) -> None:
         self._cache = cache
-        self._ordered: list[Span] | None = None
-        self._segments: list[DmaSegment] | None = None
-        self._views: tuple[memoryview, ...] | None = None
-        self.length = sum(end - start for start, end in parts)
-        self.parts = parts
-        self.spans = spans
-        self.prot = prot
+        self._segments: Sequence[DmaSegment] | None = None
+        self._translation: _Translation | None = None
+        self._views: Sequence[memoryview] | None = None
         self.on_unmap = on_unmap
         self.origin = _caller()
+        self.prot = prot
         self.revoked = False
+        self.scatter = scatter
+
+    @property
+    def length(self) -> int:
+        """Bytes in all ranges together."""
+        return self.scatter.length
 
     @property
     def segments(self) -> Sequence[DmaSegment]:
-        """The DMA segments in order, coalesced. Raises GuestMemoryError (EINVAL) once revoked."""
+        """The DMA segments, coalesced. Raises GuestMemoryError (EINVAL) once revoked."""
         self._check()
         if self._segments is None:
-            self._segments = self._cache.segments(self.parts)
+            self._segments = _segments(self.scatter, self._cache.lookup(self))
         return self._segments
 
     def dma_addr(self, address: int) -> int:
         """The dma_addr of a guest address in the pinned pages. Raises GuestMemoryError (EINVAL)."""
-        self._check()
-        if not self.overlaps(address, address + 1):
-            raise GuestMemoryError(errno.EINVAL, f"guest address {address:#x} is not part of this pin")
-        return self._cache.translate(address)
+        table = self._translation or self._translate()
+        start, end, delta = table.scalars
+        page = address >> PAGE_SHIFT
+        index = bisect_right(start, page) - 1
+        if index < 0 or page >= end[index]:
+            raise _not_pinned(address)
+        addr: int = address + (delta[index] << PAGE_SHIFT)
+        return addr
+
+    def dma_addrs(self, addresses: Sequence[int]) -> Sequence[int]:
+        """The dma_addrs of many guest addresses at once. Raises GuestMemoryError (EINVAL)."""
+        table = self._translation or self._translate()
+        try:
+            wanted = np.asarray(addresses, np.uint64)
+        except OverflowError:
+            raise _not_pinned(next(one for one in addresses if not 0 <= one < 1 << 64)) from None
+        pages = (wanted >> np.uint64(PAGE_SHIFT)).astype(np.int64)
+        index = np.searchsorted(table.start, pages, "right") - 1
+        outside = (index < 0) | (pages >= table.end[index])
+        if outside.any():
+            raise _not_pinned(int(wanted[outside][0]))
+        offset = (wanted & np.uint64(_OFFSET)).astype(np.int64)
+        return ((pages + table.delta[index] << PAGE_SHIFT) + offset).data
 
     def views(self) -> Sequence[memoryview]:
-        """The memory in order, one piece where all pages are neighbours in the domain.
+        """The memory in order, in one piece where ranges meet on page borders and the domain has views at all.
 
         Raises GuestMemoryError (EINVAL) once revoked.
         """
@@ -111,14 +136,14 @@ class Pin:
     def revoke(self) -> None:
         """The pages are no longer this handle's: it raises an error from now on."""
         self.revoked = True
-        self._views = None
+        self._views = self._segments = self._translation = None
 
     def overlaps(self, start: int, end: int) -> bool:
-        """Whether any of the pages lies in ``[start, end)``."""
-        if self._ordered is None:
-            self._ordered = merge(sorted(self.spans))
-        index = bisect_left(self._ordered, (end, 0))
-        return index > 0 and self._ordered[index - 1][1] > start
+        """Whether any of the pages is one of ``[start, end)`` (page numbers)."""
+        if self.scatter.first >= end or self.scatter.end <= start:
+            return False
+        parts = self.scatter.parts
+        return len(parts.start) == 1 or bool(((parts.start < end) & (parts.end > start)).any())
 
     def __enter__(self) -> Self:
         return self
@@ -133,6 +158,32 @@ class Pin:
     def _check(self) -> None:
         if self.revoked:
             raise GuestMemoryError(errno.EINVAL, "these pages are no longer pinned")
+
+    def _translate(self) -> _Translation:
+        self._check()
+        rows = self._cache.lookup(self)
+        start, end, delta = rows[START].copy(), rows[END].copy(), rows[DMA] - rows[START]
+        self._translation = _Translation(start, end, delta, (start.data, end.data, delta.data))
+        return self._translation
+
+
+def _segments(scatter: ScatterList, rows: Rows) -> list[DmaSegment]:
+    """The list's DMA segments, where ``rows`` are its pages in the domain."""
+    found, part = clipped(rows, scatter.parts)
+    dma_addr = found[DMA] << PAGE_SHIFT
+    length = found[END] - found[START] << PAGE_SHIFT
+    head, tail = scatter.head, scatter.tail
+    if head is not None and tail is not None:
+        border = part[1:] != part[:-1]
+        begins, ends = np.append(True, border), np.append(border, True)
+        dma_addr[begins] += head
+        length[begins] -= head
+        length[ends] -= tail
+    return coalesced(dma_addr, length)
+
+
+def _not_pinned(address: int) -> GuestMemoryError:
+    return GuestMemoryError(errno.EINVAL, f"guest address {address:#x} is not part of this pin")
 
 
 def _caller() -> str:

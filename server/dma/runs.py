@@ -1,132 +1,232 @@
-"""The pinned pages by guest address, as runs: pages that follow each other both there and in the DMA domain."""
+"""The mapped pages by guest page: runs in a sorted sequence of chunks, kept in 13 to 35 bytes each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
+from typing import Final
 
-from server.dma.sorted_map import SortedMap
+import numpy as np
+from numpy.typing import NDArray
 
+from server.dma.run_rows import (
+    COLUMNS,
+    COUNT,
+    DMA,
+    END,
+    FLAGS,
+    START,
+    WRITERS,
+    Rows,
+    clipped,
+    cut,
+    empty_rows,
+    inside,
+    joined,
+    merged,
+)
+from server.dma.spans import Ints, Spans, narrowed
 
-class PinnedRun:
-    """The pages ``[start, end)``, at ``dma_addr`` onwards, with ``count`` references each.
+_CHUNK: Final = 2048
+"""Most runs in a chunk: a change rewrites the chunks that it touches."""
+_NARROW: Final = 128
+"""From this many runs on, a chunk keeps its columns in the smallest types that hold them."""
 
-    ``granted`` is the access (bits of :class:`devices.contract.Prot`) that pins of these pages were found
-    to be allowed; ``writable`` says whether the domain lets the device write them; ``part`` whether this was
-    once part of a longer run. Between the moment that a run is claimed and the moment that it is mapped its
-    count is 0.
-    """
+_NARROWEST: Final = 255
+"""What the smallest type of a narrow column holds."""
 
-    __slots__ = ("count", "dma_addr", "end", "granted", "part", "start", "writable")
-
-    def __init__(
-        self, start: int, end: int, dma_addr: int, *, count: int, granted: int, writable: bool
-    ) -> None:
-        self.start = start
-        self.end = end
-        self.dma_addr = dma_addr
-        self.count = count
-        self.granted = granted
-        self.writable = writable
-        self.part = False
-
-    def continues_in(self, after: PinnedRun) -> bool:
-        """Whether ``after`` and this could be one run."""
-        return (
-            self.end == after.start
-            and self.dma_addr + self.end - self.start == after.dma_addr
-            and self.count == after.count
-            and self.granted == after.granted
-            and self.writable == after.writable
-        )
+Change = Callable[[Rows, NDArray[np.bool_]], Rows]
+"""What to do with a chunk's runs, of which the marked ones are meant: changes them in place, or gives others."""
 
 
 class RunMap:
-    """Disjoint :class:`PinnedRun` values; every operation costs O(log n) and the number of runs it touches."""
+    """Disjoint runs (:mod:`server.dma.run_rows`) by guest page.
+
+    Chunk ``i`` holds the pages from ``fences[i]`` to ``fences[i + 1]``. All work on many runs is done on arrays,
+    a chunk at a time: its cost is that of the chunks that are touched.
+    """
 
     def __init__(self) -> None:
-        self._runs: SortedMap[PinnedRun] = SortedMap()
-        self.starting_at = self._runs.get
-        """The run that starts at exactly this address, or None; O(1)."""
+        self._chunks = [_Chunk(empty_rows())]
+        self._fences = [0]
 
     def __len__(self) -> int:
-        return len(self._runs)
+        return sum(chunk.size for chunk in self._chunks)
 
-    def values(self) -> list[PinnedRun]:
-        """All runs by address."""
-        return list(self._runs.values())
+    def rows(self) -> Rows:
+        """All runs."""
+        return np.concatenate([chunk.rows() for chunk in self._chunks], axis=1)
 
-    def add(self, run: PinnedRun) -> None:
-        """Add a run where there is none."""
-        self._runs[run.start] = run
+    def any_in(self, start: int, end: int) -> bool:
+        """Whether any page of ``[start, end)`` is mapped; O(log n)."""
+        last = bisect_left(self._fences, end) - 1
+        while last >= 0:
+            chunk = self._chunks[last]
+            index = bisect_left(chunk.starts, end) - 1
+            if index >= 0:
+                return chunk.end(index) > start
+            last -= 1
+        return False
 
-    def discard(self, run: PinnedRun) -> None:
-        """Take out a run of this map."""
-        self._runs.pop(run.start)
+    def lookup(self, spans: Spans) -> Rows:
+        """The mapped parts of ``spans``, in order."""
+        found = [
+            clipped(self._chunks[index].rows(), part)[0] for index, part in self._touched(self._fenced(spans))
+        ]
+        if len(found) == 1:
+            return found[0]
+        return np.concatenate(found, axis=1) if found else empty_rows()
 
-    def overlapping(self, start: int, end: int) -> Sequence[PinnedRun]:
-        """The runs with pages in ``[start, end)``, by address."""
-        last = self._runs.floor(end - 1)
-        if last is None or last.end <= start:
-            return ()
-        if last.start <= start:
-            return (last,)
-        found = self._runs.between(start, end)
-        if found[0].start > start:
-            before = self._runs.floor(start)
-            if before is not None and before.end > start:
-                found.insert(0, before)
-        return found
+    def update(self, spans: Spans, change: Change, new: Rows | None = None) -> None:
+        """Apply ``change`` to the runs of ``spans``, after cutting those that reach across their borders.
 
-    def at(self, address: int) -> PinnedRun | None:
-        """The run that ``address`` is in."""
-        run = self._runs.floor(address)
-        return run if run is not None and run.end > address else None
+        ``new`` are runs within ``spans``, at pages that are not mapped, that are added afterwards.
+        """
+        spans = self._fenced(spans)
+        if new is not None:
+            new = cut(new, self._fence_array)
+        result: list[tuple[int, Rows]] = []
+        for index, part in self._touched(spans):
+            rows = cut(self._chunks[index].rows(), np.concatenate((part.start, part.end)))
+            rows = change(rows, inside(rows, part))
+            if new is not None:
+                rows = merged(rows, self._of_chunk(index, new))
+            result.append((index, joined(rows)))
+        for index, rows in reversed(result):
+            self._replace(index, rows)
 
-    def gaps(self, start: int, end: int) -> list[tuple[int, int]]:
-        """The parts of ``[start, end)`` that no run covers."""
-        gaps = []
-        for run in self.overlapping(start, end):
-            if start < run.start:
-                gaps.append((start, run.start))
-            start = run.end
-        if start < end:
-            gaps.append((start, end))
-        return gaps
+    def insert(self, new: Rows) -> None:
+        """Add runs at pages that are not mapped."""
+        new = cut(new, self._fence_array) if len(self._fences) > 1 else new
+        for index, _ in reversed(list(self._touched(Spans(new[START], new[END])))):
+            self._replace(index, merged(self._chunks[index].rows(), self._of_chunk(index, new)))
 
-    def isolate(self, start: int, end: int) -> Sequence[PinnedRun]:
-        """The runs within ``[start, end)``, after runs that reach across its borders have been cut there."""
-        exact = self.starting_at(start)
-        if exact is not None and exact.end == end:
-            return (exact,)
-        found = list(self.overlapping(start, end))
-        if found and found[0].start < start:
-            found[0] = self.cut(found[0], start)
-        if found and found[-1].end > end:
-            self.cut(found[-1], end)
-        return found
+    def remove(self, start: int, end: int) -> int | None:
+        """Take out the run that is ``[start, end)`` if a single pin holds it; returns its DMA page, else None.
 
-    def cut(self, run: PinnedRun, address: int) -> PinnedRun:
-        """Cut a run in two at ``address`` inside it; returns the second half."""
-        second = PinnedRun(
-            address,
-            run.end,
-            run.dma_addr + address - run.start,
-            count=run.count,
-            granted=run.granted,
-            writable=run.writable,
-        )
-        run.end = address
-        run.part = second.part = True
-        self._runs[address] = second
-        return second
+        The short way for one range that is nobody else's.
+        """
+        where = self._exact(start, end)
+        if where is None:
+            return None
+        rows = self._chunks[where[0]].rows()
+        if rows[COUNT, where[1]] != 1:
+            return None
+        self._replace(where[0], np.delete(rows, where[1], axis=1))
+        return int(rows[DMA, where[1]])
 
-    def join(self, start: int, end: int) -> None:
-        """Make one run of those within, or touching, ``[start, end)`` that differ in nothing but place."""
-        runs = self.overlapping(max(start - 1, 0), end + 1)
-        last: PinnedRun | None = None
-        for run in runs:
-            if last is not None and last.continues_in(run):
-                last.end = run.end
-                self._runs.pop(run.start)
-            else:
-                last = run
+    def adjust(self, start: int, end: int, *, pins: int, writers: int, flags: int) -> bool:
+        """Add ``pins`` and ``writers`` to the counts of the run that is ``[start, end)``, in place.
+
+        This is the short way for one range that is pinned already and stays so. False, and nothing is changed,
+        where there is no such run, where it lacks one of ``flags``, or where its count would become, or is, 0.
+        """
+        where = self._exact(start, end)
+        if where is None:
+            return False
+        return self._chunks[where[0]].adjust(where[1], pins=pins, writers=writers, flags=flags)
+
+    def idle(self) -> Rows:
+        """The runs that nobody pins."""
+        found = [
+            rows[:, rows[COUNT] == 0] for chunk in self._chunks if chunk.has_idle for rows in [chunk.rows()]
+        ]
+        return np.concatenate(found, axis=1) if found else empty_rows()
+
+    def _exact(self, start: int, end: int) -> tuple[int, int] | None:
+        """The chunk, and the place in it, of the run that is ``[start, end)``."""
+        number = bisect_right(self._fences, start) - 1
+        chunk = self._chunks[number]
+        index = bisect_left(chunk.starts, start)
+        if index == chunk.size or chunk.starts[index] != start or chunk.end(index) != end:
+            return None
+        return number, index
+
+    @property
+    def _fence_array(self) -> Ints:
+        return np.array(self._fences, np.int64)
+
+    def _fenced(self, spans: Spans) -> Spans:
+        return spans.cut(self._fence_array) if len(self._fences) > 1 else spans
+
+    def _touched(self, spans: Spans) -> Iterator[tuple[int, Spans]]:
+        """The chunks that ``spans``, which reach across no fence, lie in, and the spans of each."""
+        if len(self._fences) == 1:
+            if len(spans.start):
+                yield 0, spans
+            return
+        bounds = np.append(np.searchsorted(spans.start, self._fence_array), len(spans.start))
+        for index in np.flatnonzero(np.diff(bounds)).tolist():
+            yield index, spans.take(slice(bounds[index], bounds[index + 1]))
+
+    def _of_chunk(self, index: int, rows: Rows) -> Rows:
+        low = np.searchsorted(rows[START], self._fences[index])
+        if index + 1 == len(self._fences):
+            return rows[:, low:]
+        return rows[:, low : np.searchsorted(rows[START], self._fences[index + 1])]
+
+    def _replace(self, index: int, rows: Rows) -> None:
+        size = rows.shape[1]
+        if size == 0 and len(self._chunks) > 1:
+            del self._chunks[index]
+            del self._fences[index]
+            self._fences[0] = 0
+            return
+        if size <= _CHUNK:
+            self._chunks[index] = _Chunk(rows)
+            return
+        parts = np.array_split(np.arange(size), -(-size * 4 // (3 * _CHUNK)))
+        self._chunks[index : index + 1] = [_Chunk(rows[:, part]) for part in parts]
+        self._fences[index + 1 : index + 1] = [int(rows[START, part[0]]) for part in parts[1:]]
+
+
+class _Chunk:
+    """Some runs, as rows where they are few, in narrow columns where they are many.
+
+    A narrow chunk has the number of pages in the place of END: it takes fewer bytes.
+    """
+
+    __slots__ = ("_columns", "_rows", "has_idle", "size", "starts")
+
+    def __init__(self, rows: Rows) -> None:
+        self.size = rows.shape[1]
+        self.has_idle = bool((rows[COUNT] == 0).any())
+        self._rows: Rows | None = None
+        self._columns: list[NDArray[np.integer]] = []
+        if self.size < _NARROW:
+            self._rows = np.ascontiguousarray(rows)
+            self.starts = memoryview(self._rows[START].data)
+        else:
+            columns = list(rows)
+            columns[END] = rows[END] - rows[START]
+            self._columns = [narrowed(column) for column in columns]
+            self.starts = memoryview(self._columns[START].data)
+
+    def rows(self) -> Rows:
+        """The runs; to be changed only by who makes a new chunk of them."""
+        if self._rows is not None:
+            return self._rows.copy()
+        rows = np.empty((COLUMNS, self.size), np.int64)
+        for row, column in zip(rows, self._columns, strict=True):
+            row[:] = column
+        rows[END] += rows[START]
+        return rows
+
+    def end(self, index: int) -> int:
+        """Where run ``index`` ends."""
+        if self._rows is not None:
+            return int(self._rows[END, index])
+        return int(self._columns[END][index]) + int(self.starts[index])
+
+    def adjust(self, index: int, *, pins: int, writers: int, flags: int) -> bool:
+        """See :meth:`RunMap.adjust`."""
+        columns = self._columns if self._rows is None else self._rows
+        count = int(columns[COUNT][index]) + pins
+        writing = int(columns[WRITERS][index]) + writers
+        if count <= max(pins, 0) or int(columns[FLAGS][index]) & flags != flags:
+            return False
+        if self._rows is None and max(count, writing) > _NARROWEST:
+            return False
+        columns[COUNT][index] = count
+        columns[WRITERS][index] = writing
+        return True

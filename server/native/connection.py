@@ -28,9 +28,10 @@ from protocol import (
     pack_write_reply_into,
 )
 from protocol.header import FLAG_NO_REPLY, MessageType
+from server.dma.invalidation import UNMAP_SECONDS
 from server.fds import ReceivedFds
 from server.native.client_messages import ClientMessages
-from server.native.handlers import HANDLERS, Reply
+from server.native.handlers import HANDLERS, Later, Reply
 from server.native.message_socket import MessageSocket
 from server.session import WORK_SLICE_NS, Session
 
@@ -138,7 +139,9 @@ class Connection:
     async def _serve_decoded(self) -> None:
         for message in self._decoder:
             with ReceivedFds(message.fds) as fds:
-                self._serve_message(message, fds)
+                later = self._serve_message(message, fds)
+            if later is not None:
+                await self._answer_later(message.header, later)
             if self._main.congested:
                 await self._main.flush()
 
@@ -179,24 +182,54 @@ class Connection:
             )
         return pack_write_reply_into(self._reply, message_id, offset, region, len(data))
 
-    def _serve_message(self, message: Message, fds: ReceivedFds) -> None:
+    def _serve_message(self, message: Message, fds: ReceivedFds) -> Later | None:
         header = message.header
         if header.is_reply:
             self._client.take_reply(message)
-            return
-        name = _command_name(header.command)
+            return None
         try:
             reply = self._answer(message, fds)
         except Exception as error:
-            code = self._session.failed(name, error)
-            if not header.no_reply:
-                size = pack_error_into(self._reply, header.message_id, header.command, code)
-                self._main.send(self._reply_view[:size])
+            self._refuse(header, error)
+            return None
+        if isinstance(reply, Later):
+            return reply
+        if not header.no_reply:
+            send_reply(self._main, header, reply)
+        return None
+
+    async def _answer_later(self, header: Header, later: Later) -> None:
+        """Wait until the memory is no longer in use, but not so long that the client gives up; then answer.
+
+        Nothing else of the client is served meanwhile, since what it asks next may depend on this. Deferred work
+        goes on: it may be what uses the memory.
+        """
+        work = self._session.work
+        later.unmapping.when_released(self.wake)
+        with trio.move_on_after(UNMAP_SECONDS):
+            while later.unmapping.pending:
+                if work.runnable:
+                    work.run(WORK_SLICE_NS)
+                    await trio.lowlevel.checkpoint()
+                    continue
+                with trio.CancelScope() as self._sleep:
+                    await trio.sleep_forever()
+                self._sleep = None
+        try:
+            reply = later.reply()
+        except Exception as error:
+            self._refuse(header, error)
             return
         if not header.no_reply:
             send_reply(self._main, header, reply)
 
-    def _answer(self, message: Message, fds: ReceivedFds) -> Reply:
+    def _refuse(self, header: Header, error: Exception) -> None:
+        code = self._session.failed(_command_name(header.command), error)
+        if not header.no_reply:
+            size = pack_error_into(self._reply, header.message_id, header.command, code)
+            self._main.send(self._reply_view[:size])
+
+    def _answer(self, message: Message, fds: ReceivedFds) -> Reply | Later:
         header = message.header
         if not header.is_command:
             raise ProtocolError(

@@ -41,7 +41,7 @@ from protocol import (
     SparseMmap,
 )
 from server.fds import ReceivedFds
-from server.session import Session
+from server.session import DmaUnmapping, Session
 
 MAX_DATA_XFER_SIZE = 1 << 20
 """Bytes of data in one message that this server takes, and gives."""
@@ -56,10 +56,21 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
+class Later:
+    """There is no answer yet: :meth:`reply` gives it, once ``unmapping`` is no longer pending or takes too long."""
+
+    unmapping: DmaUnmapping
+
+    def reply(self) -> Reply:
+        """Raises what a handler raises."""
+        return Reply(self.unmapping.request.reply(self.unmapping.finish()).pack())
+
+
+@dataclass(frozen=True, slots=True)
 class Handler:
     """Serves one command; raises ProtocolError or OSError for what the client is told."""
 
-    serve: Callable[[Session, memoryview, ReceivedFds], Reply]
+    serve: Callable[[Session, memoryview, ReceivedFds], Reply | Later]
     takes_fds: bool = False
 
 
@@ -71,10 +82,9 @@ def _dma_map(session: Session, payload: memoryview, fds: ReceivedFds) -> Reply:
     return EMPTY
 
 
-def _dma_unmap(session: Session, payload: memoryview, _fds: ReceivedFds) -> Reply:
-    request = DmaUnmap.unpack(payload)
-    session.dma_unmap(request)
-    return Reply(request.reply().pack())
+def _dma_unmap(session: Session, payload: memoryview, _fds: ReceivedFds) -> Reply | Later:
+    later = Later(session.begin_dma_unmap(DmaUnmap.unpack(payload)))
+    return later if later.unmapping.pending else later.reply()
 
 
 def _get_info(session: Session, payload: memoryview, _fds: ReceivedFds) -> Reply:
@@ -171,9 +181,8 @@ def _device_reset(session: Session, payload: memoryview, _fds: ReceivedFds) -> R
     return EMPTY
 
 
-def _device_feature(_session: Session, payload: memoryview, _fds: ReceivedFds) -> Reply:
-    feature = DeviceFeature.unpack(payload).feature
-    raise ProtocolError(errno.ENOTTY, f"the device does not support feature {feature}")
+def _device_feature(session: Session, payload: memoryview, _fds: ReceivedFds) -> Reply:
+    return Reply(session.device_feature(DeviceFeature.unpack(payload)).pack())
 
 
 def _mig_data_read(_session: Session, payload: memoryview, _fds: ReceivedFds) -> Reply:

@@ -25,8 +25,9 @@ from protocol import (
     max_message_size,
 )
 from server.dma.domain import DmaDomain
+from server.dma.domains.soft import SoftDomain
+from server.dma.limits import DEFAULT_LIMITS, PinLimits
 from server.dma.memory import GuestMemoryMap
-from server.dma.soft import SoftDomain
 from server.engine import Engine
 from server.fds import ReceivedFds
 from server.log import RepeatLimit
@@ -61,9 +62,9 @@ _CREDENTIALS = struct.Struct("=iII")
 
 @dataclass(frozen=True, slots=True)
 class ConnectionOptions:
-    """What a client gets: ``max_pinned`` bytes of its memory pinned at a time, and a DMA domain of its own."""
+    """What a client gets: a DMA domain of its own, and how much of its memory may be there."""
 
-    max_pinned: int = 4 << 30
+    limits: PinLimits = DEFAULT_LIMITS
     make_domain: Callable[[], DmaDomain] = SoftDomain
 
 
@@ -181,14 +182,17 @@ async def _attached(
             twin, theirs = _twin_socket(stack)
         quiet = RepeatLimit(log)
         client = ClientMessages(twin or main, quiet)
+        domain = options.make_domain()
+        stack.callback(domain.close)
         memory = GuestMemoryMap(
             quiet,
-            options.make_domain(),
-            max_pinned=options.max_pinned,
+            domain,
+            limits=options.limits,
             max_regions=agreement.max_dma_maps,
             max_data_xfer_size=min(agreement.client_max_data_xfer_size, MAX_DMA_MESSAGE),
         )
-        session = Session(engine.device, memory, client.work, quiet)
+        max_data = min(agreement.client_max_data_xfer_size, MAX_DATA_XFER_SIZE)
+        session = Session(engine.device, memory, client.work, quiet, max_data)
         stack.callback(session.close)
         engine.attach(session)
         stack.callback(engine.detach)

@@ -11,8 +11,8 @@ import pytest
 from devices.contract import GuestRange, PinnedPages, Prot
 from devices.testing import FakeLog
 from protocol import DmaMap, DmaMapFlags, IrqAction, IrqData, ProtocolError, SetIrqs
+from server.dma.domains.soft import SoftDomain
 from server.dma.memory import GuestMemoryMap
-from server.dma.soft import SoftDomain
 from server.fds import ReceivedFds
 from server.session import Session
 from server.work_queue import WorkQueue

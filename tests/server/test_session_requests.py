@@ -14,8 +14,8 @@ from devices.contract import GuestMemoryError, GuestRange, Prot
 from devices.testing import FakeLog
 from devices.work import read_message
 from protocol import DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags, IrqAction, IrqData, ProtocolError, SetIrqs
+from server.dma.domains.soft import SoftDomain
 from server.dma.memory import GuestMemoryMap
-from server.dma.soft import SoftDomain
 from server.fds import ReceivedFds
 from server.log import RepeatLimit
 from server.session import Session, errno_of
@@ -192,11 +192,11 @@ def test_a_map_with_two_fds_is_refused(bench: Bench) -> None:
 def test_unmapping_takes_one_region_or_all(bench: Bench) -> None:
     for address in (0, 0x10000, 0x20000):
         bench.map(address)
-    bench.session.dma_unmap(DmaUnmap(0, SIZE, DmaUnmapFlags(0)))
+    bench.session.begin_dma_unmap(DmaUnmap(0, SIZE, DmaUnmapFlags(0))).finish()
     with pytest.raises(GuestMemoryError):
         bench.session.memory.view(0, 4, Prot.READ)
     assert bench.session.memory.view(0x10000, 4, Prot.READ) is not None
-    bench.session.dma_unmap(DmaUnmap(0, 0, DmaUnmapFlags.ALL))
+    bench.session.begin_dma_unmap(DmaUnmap(0, 0, DmaUnmapFlags.ALL)).finish()
     with pytest.raises(GuestMemoryError):
         bench.session.memory.view(0x10000, 4, Prot.READ)
     assert (bench.session.counters.dma_maps, bench.session.counters.dma_unmaps) == (3, 2)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devices.contract import GuestMemoryError, GuestRange, PinnedPages, Prot
+from devices.contract import GuestMemoryError, GuestRange, OnUnmap, Prot
 from devices.testing import FakeHost, FakeMemory, FakePinnedPages
 from devices.virtio.chain import Chain
 from devices.virtio.device import MalformedRequest
@@ -300,9 +300,7 @@ def test_another_client_s_memory_is_pinned_anew() -> None:
 class PiecemealMemory(FakeMemory):
     """Shows pinned memory in two pieces, as a host without an aperture does where files meet."""
 
-    def pin_pages(
-        self, ranges: Sequence[GuestRange], prot: Prot, on_unmap: Callable[[PinnedPages], None]
-    ) -> FakePinnedPages:
+    def pin_pages(self, ranges: Sequence[GuestRange], prot: Prot, on_unmap: OnUnmap) -> FakePinnedPages:
         halves = [
             half
             for address, length in ranges
@@ -316,9 +314,7 @@ class PiecemealMemory(FakeMemory):
 class LimitedMemory(FakeMemory):
     """Has a limit of locked pages, and it is reached."""
 
-    def pin_pages(
-        self, ranges: Sequence[GuestRange], prot: Prot, on_unmap: Callable[[PinnedPages], None]
-    ) -> FakePinnedPages:
+    def pin_pages(self, ranges: Sequence[GuestRange], prot: Prot, on_unmap: OnUnmap) -> FakePinnedPages:
         raise GuestMemoryError(errno.ENOMEM, "over the limit of locked pages")
 
 

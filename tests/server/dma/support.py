@@ -9,8 +9,9 @@ from devices.contract import GuestRange, PinnedPages, Prot
 from devices.testing import FakeLog
 from server.dma.address_space import PAGE_SIZE
 from server.dma.domain import DmaDomain
+from server.dma.domains.soft import SMALLEST_APERTURE, SoftDomain
+from server.dma.limits import PinLimits
 from server.dma.memory import GuestMemoryMap
-from server.dma.soft import SMALLEST_APERTURE, SoftDomain
 
 READ = Prot.READ
 WRITE = Prot.WRITE
@@ -57,10 +58,19 @@ def let_go(pins: PinnedPages) -> None:
 class Client:
     """A client that shares one memfd, mapped as the test says."""
 
-    def __init__(self, domain: DmaDomain | None = None, *, file_pages: int = 64, **options: int) -> None:
+    def __init__(
+        self,
+        domain: DmaDomain | None = None,
+        *,
+        file_pages: int = 64,
+        max_pinned: int | None = None,
+        retain: int = 0,
+        **options: int,
+    ) -> None:
         self.log = FakeLog()
         self.domain = domain or SoftDomain(SMALLEST_APERTURE)
-        self.memory = GuestMemoryMap(self.log, self.domain, **options)
+        limits = PinLimits(max_pinned, retain)
+        self.memory = GuestMemoryMap(self.log, self.domain, limits=limits, **options)
         self.fd = memfd(file_pages)
 
     def map(self, page: int, count: int, prot: Prot = READ_WRITE, *, at: int = 0) -> None:

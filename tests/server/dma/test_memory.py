@@ -12,8 +12,8 @@ import pytest
 from devices.contract import GuestMemoryError, PinnedPages
 from devices.work import ReadMessage, Request, WriteMessage, run_to_completion
 from server.dma.address_space import PAGE_SIZE
+from server.dma.domains.soft import SMALLEST_APERTURE, SoftDomain
 from server.dma.errors import DmaError
-from server.dma.soft import SMALLEST_APERTURE, SoftDomain
 from tests.server.dma.support import (
     READ,
     READ_WRITE,
@@ -265,15 +265,20 @@ def test_the_counters_are_those_of_the_client(client: Client) -> None:
     stats = client.memory.stats()
     assert stats == {
         "domain": "soft",
+        "domain_details": {},
         "regions": 2,
         "mapped_bytes": 6 * PAGE_SIZE,
         "files": 1,
         "pins": 1,
+        "dma_mapped_pages": 2,
         "pinned_pages": 2,
+        "retained_pages": 0,
+        "retained_limit": 0,
         "locked_bytes": 2 * PAGE_SIZE,
         "locked_limit": None,
         "hits": 0,
         "misses": 2,
+        "evicted": 0,
         "invalidations": 0,
         "revoked": 0,
         "messages": 0,

@@ -8,7 +8,7 @@ import pytest
 
 from devices.contract import GuestMemoryError, GuestRange, PinnedPages, Prot
 from server.dma.address_space import PAGE_SIZE
-from server.dma.recording import RecordingDomain
+from server.dma.domains.recording import RecordingDomain
 from tests.server.dma.support import (
     READ,
     READ_WRITE,

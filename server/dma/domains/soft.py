@@ -9,8 +9,8 @@ from pathlib import Path
 from server.dma.address_space import PAGE_SIZE, AddressSpace
 from server.dma.backing import BackingFile
 from server.dma.domain import DmaDomain, DmaSegment, FileRun, coalesce
+from server.dma.domains.iova import IovaAllocator
 from server.dma.errors import DmaError
-from server.dma.iova import IovaAllocator
 
 LARGEST_APERTURE = 1 << 40
 SMALLEST_APERTURE = 1 << 30
@@ -36,6 +36,7 @@ class SoftDomain(DmaDomain):
     """
 
     name = "soft"
+    runs_limited_by = "sysctl vm.max_map_count"
 
     def __init__(self, size: int = LARGEST_APERTURE) -> None:
         """Reserve ``size`` bytes, or the largest half of it that the kernel gives. Raises DmaError (ENOMEM)."""
@@ -50,6 +51,11 @@ class SoftDomain(DmaDomain):
     def size(self) -> int:
         """Bytes in the aperture."""
         return self._aperture.size
+
+    @property
+    def address(self) -> int:
+        """Where dma_addr 0 would be in this process's address space."""
+        return self._aperture.address
 
     @property
     def memory(self) -> memoryview:

@@ -12,7 +12,7 @@ from server.dma import libc
 from server.dma.address_space import PAGE_SIZE, AddressSpace
 from server.dma.backing import BackingFile, BackingFiles
 from server.dma.domain import DmaSegment, FileRun
-from server.dma.soft import SMALLEST_APERTURE, SoftDomain
+from server.dma.domains.soft import SMALLEST_APERTURE, SoftDomain
 from tests.server.dma.support import READ, READ_WRITE, Client, keep, mappings, memfd, page_of, pages
 
 HUGE = 1 << 21
@@ -90,7 +90,7 @@ def test_an_aperture_that_the_kernel_does_not_give_is_halved(monkeypatch: pytest
             raise OSError(errno.ENOMEM, "no")
         return AddressSpace(size, align)
 
-    monkeypatch.setattr("server.dma.soft.AddressSpace", reserve)
+    monkeypatch.setattr("server.dma.domains.soft.AddressSpace", reserve)
     assert SoftDomain(8 * SMALLEST_APERTURE).size == 2 * SMALLEST_APERTURE
 
 
@@ -98,7 +98,7 @@ def test_no_address_space_at_all_is_a_clear_error(monkeypatch: pytest.MonkeyPatc
     def refuse(_size: int, _align: int) -> AddressSpace:
         raise OSError(errno.ENOMEM, "no")
 
-    monkeypatch.setattr("server.dma.soft.AddressSpace", refuse)
+    monkeypatch.setattr("server.dma.domains.soft.AddressSpace", refuse)
     with pytest.raises(OSError, match="soft DMA domain"):
         SoftDomain()
 
@@ -149,7 +149,7 @@ def test_what_cannot_be_unmapped_now_stays_out_of_use_until_it_can(
 
 
 def test_pins_stop_before_the_process_runs_out_of_mappings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.dma.soft._max_map_count", lambda: 8192 + 9)
+    monkeypatch.setattr("server.dma.domains.soft._max_map_count", lambda: 8192 + 9)
     client = Client()
     client.map(0, 64)
     held = client.memory.pin_pages(pages(0, 2, 4, 6), READ, keep)

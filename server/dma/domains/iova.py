@@ -11,18 +11,23 @@ from server.dma.errors import DmaError
 
 
 class IovaAllocator:
-    """Hands out page-aligned ranges of ``[start, start + size)``.
+    """Hands out page-aligned ranges of ``[start, start + size)``, and of what is added later.
 
     Any page-aligned part of what was allocated may be freed, in any order. Freed neighbours become one hole
     at once, so fragmentation never outlives the allocations that cause it. ``start`` must not be 0 where a
     device takes address 0 for "none".
     """
 
-    def __init__(self, start: int, size: int) -> None:
+    def __init__(self, start: int = 0, size: int = 0) -> None:
         self._length_at: dict[int, int] = {}
         self._start_before: dict[int, int] = {}
         self._by_length: SortedList[tuple[int, int]] = SortedList()
         self.free_bytes = 0
+        if size:
+            self.add(start, size)
+
+    def add(self, start: int, size: int) -> None:
+        """Hand out from ``[start, start + size)`` too, which is no neighbour of anything else."""
         self._add_hole(start, size)
 
     @property
@@ -57,7 +62,8 @@ class IovaAllocator:
         if before is not None:
             self._remove_hole(before, iova - before)
             iova = before
-        self._add_hole(iova, end - iova)
+        if iova < end:
+            self._add_hole(iova, end - iova)
 
     def _add_hole(self, start: int, length: int) -> None:
         self._length_at[start] = length

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from server.dma.address_space import PAGE_SIZE
+from server.dma.domains.iova import IovaAllocator
 from server.dma.errors import DmaError
-from server.dma.iova import IovaAllocator
 
 START = PAGE_SIZE
 PAGES = 64

@@ -1,0 +1,146 @@
+"""The ``noiommu`` domain: the dma_addr is the page's address in physical memory. Nothing stands in a device's way."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from server.dma.address_space import PAGE_SHIFT, PAGE_SIZE
+from server.dma.domain import DmaDomain, DmaSegment, FileRun
+from server.dma.domains.page_pinning import MAX_PIN_BYTES, PagePins
+from server.dma.errors import DmaDomainUnavailable, DmaError
+from server.dma.run_rows import coalesced
+from server.dma.spans import Ints
+
+_PAGEMAP: Final = Path("/proc/self/pagemap")
+_ENTRY_BYTES: Final = 8
+_PRESENT: Final = np.uint64(1 << 63)
+_PFN: Final = np.uint64((1 << 55) - 1)
+"""Documentation/admin-guide/mm/pagemap.rst: bits 0 to 54 of an entry, all 0 without CAP_SYS_ADMIN."""
+
+
+class NoIommuDomain(DmaDomain):
+    """Physical addresses of pages that the kernel keeps where they are (:mod:`server.dma.domains.page_pinning`).
+
+    A run is pinned as a whole, and let go when the last of its pages is unmapped: until then the others merely
+    stay in memory. Two guest pages that alias one page of a file have the same dma_addr; each has a pin that covers
+    it, and either will do for the other. About 100 bytes per page are kept here, since physical addresses
+    follow each other rarely.
+    """
+
+    name = "noiommu"
+    locks_memory = True
+
+    def __init__(self) -> None:
+        """Raises DmaDomainUnavailable without the privilege to see physical addresses, or without io_uring."""
+        try:
+            self._pagemap = os.open(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DmaDomainUnavailable(f"cannot read {_PAGEMAP}: {error.strerror}") from error
+        try:
+            _check_privilege(self._pagemap)
+            self._pins = PagePins()
+        except DmaDomainUnavailable:
+            os.close(self._pagemap)
+            raise
+        self._pages_in: dict[int, int] = {}
+        self._slot_of: dict[int, int] = {}
+        self._other_slots_of: dict[int, list[int]] = {}
+
+    @property
+    def max_runs(self) -> int:
+        """No limit of runs that lie apart; the pins themselves are limited, and ENOMEM says so."""
+        return 1 << 52
+
+    def map_runs(self, runs: Sequence[FileRun], *, writable: bool) -> list[DmaSegment]:  # noqa: ARG002
+        """Raises OSError with nothing changed: ENOMEM, or EFAULT where the client's file is not writable."""
+        slots: list[int] = []
+        pinned: list[Ints] = []
+        try:
+            for backing, offset, length, _ in runs:
+                if not backing.writable:
+                    raise DmaError(
+                        errno.EFAULT, "a file that is open for reading only cannot be pinned in memory"
+                    )
+                for start in range(offset, offset + length, MAX_PIN_BYTES):
+                    size = min(MAX_PIN_BYTES, offset + length - start)
+                    address = backing.space.address + start
+                    slots.append(self._pins.pin(address, size))
+                    pinned.append(_frames(self._pagemap, address, size))
+        except OSError:
+            for slot in slots:
+                self._pins.unpin(slot)
+            raise
+        for slot, frames in zip(slots, pinned, strict=True):
+            self._keep(slot, frames)
+        frames = np.concatenate(pinned)
+        return coalesced(frames << PAGE_SHIFT, np.full(len(frames), PAGE_SIZE, np.int64))
+
+    def unmap(self, dma_addr: int, length: int) -> None:
+        """The pin goes with the last of its pages."""
+        for frame in range(dma_addr >> PAGE_SHIFT, dma_addr + length >> PAGE_SHIFT):
+            slot = self._forget(frame)
+            self._pages_in[slot] -= 1
+            if not self._pages_in[slot]:
+                del self._pages_in[slot]
+                self._pins.unpin(slot)
+
+    def make_writable(self, dma_addr: int, length: int) -> None:
+        """Nothing keeps a device from writing."""
+
+    def view(self, dma_addr: int, length: int) -> memoryview | None:  # noqa: ARG002 - the interface's
+        """None: the CPU sees the memory where the client's file is mapped."""
+        return None
+
+    def stats(self) -> dict[str, object]:
+        """How many ranges are pinned in memory."""
+        return {"pinned_ranges": len(self._pages_in)}
+
+    def close(self) -> None:
+        """Let go of everything. Calling it again does nothing."""
+        self._pins.close()
+        if self._pagemap >= 0:
+            os.close(self._pagemap)
+            self._pagemap = -1
+
+    def _keep(self, slot: int, frames: Ints) -> None:
+        self._pages_in[slot] = len(frames)
+        for frame in frames.tolist():
+            if self._slot_of.setdefault(frame, slot) != slot:
+                self._other_slots_of.setdefault(frame, []).append(slot)
+
+    def _forget(self, frame: int) -> int:
+        """The slot that one mapping of ``frame`` is charged to, no longer: any that covers it."""
+        others = self._other_slots_of.get(frame)
+        if others is None:
+            return self._slot_of.pop(frame)
+        slot = others.pop()
+        if not others:
+            del self._other_slots_of[frame]
+        return slot
+
+
+def _frames(pagemap: int, address: int, length: int) -> Ints:
+    """The page frame numbers of memory that is there. Raises DmaError (EFAULT) where a page is not."""
+    data = os.pread(pagemap, length // PAGE_SIZE * _ENTRY_BYTES, address // PAGE_SIZE * _ENTRY_BYTES)
+    entries = np.frombuffer(data, np.uint64)
+    frames = (entries & _PFN).astype(np.int64)
+    if len(entries) != length // PAGE_SIZE or not (entries & _PRESENT).all() or not frames.all():
+        raise DmaError(errno.EFAULT, "a page has no physical address")
+    return frames
+
+
+def _check_privilege(pagemap: int) -> None:
+    page = np.ones(2 * PAGE_SIZE, np.uint8)  # touched, so that it is there
+    address = (page.ctypes.data + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE
+    try:
+        _frames(pagemap, address, PAGE_SIZE)
+    except DmaError:
+        raise DmaDomainUnavailable(
+            f"the noiommu DMA domain needs root: {_PAGEMAP} hides physical addresses without CAP_SYS_ADMIN"
+        ) from None

@@ -1,0 +1,34 @@
+"""Guest pages that the client takes away, from the moment that their holders are told until nothing uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from server.dma.pin import Pin
+
+UNMAP_SECONDS = 2.0
+"""How long a client's request waits for holders that asked for time: QEMU gives a device up after 5 s."""
+
+
+class Invalidation:
+    """The pages ``[start, end)``: those that hold them have been told, and ``waiting`` have asked for time.
+
+    ``released`` is called when the last of those has let go; whoever waits for that sets it.
+    """
+
+    __slots__ = ("end", "released", "start", "waiting")
+
+    def __init__(self, start: int, end: int, waiting: Sequence[Pin] = ()) -> None:
+        self.start = start
+        self.end = end
+        self.waiting = waiting
+        self.released: Callable[[], None] = _nobody_waits
+
+    @property
+    def pending(self) -> bool:
+        """Whether a holder has not let go yet."""
+        return any(not pin.revoked for pin in self.waiting)
+
+
+def _nobody_waits() -> None:
+    """The request is answered as soon as it has been served."""
