@@ -34,7 +34,7 @@ _MODULES = "./usr/lib/modules/*/kernel"
 _LEFT_OUT = (
     "./etc", "./var", "./usr/share/doc", "./usr/share/man", "./usr/share/locale", "./usr/share/lintian",
     "./usr/bin/qemu-system-i386", "./usr/bin/qemu-system-x86_64-microvm",
-    f"{_MODULES}/sound", f"{_MODULES}/net",
+    f"{_MODULES}/sound", f"{_MODULES}/net/[!9]*",
     *(f"{_MODULES}/drivers/{drivers}" for drivers in ("net", "media", "scsi", "infiniband", "iio")),
     *(f"{_MODULES}/drivers/gpu/drm/{driver}" for driver in ("amd", "i915", "xe", "nouveau", "radeon")),
 )  # fmt: skip
