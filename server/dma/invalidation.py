@@ -18,10 +18,10 @@ class Invalidation:
 
     __slots__ = ("end", "released", "start", "waiting")
 
-    def __init__(self, start: int, end: int, waiting: Sequence[Pin] = ()) -> None:
+    def __init__(self, start: int, end: int) -> None:
         self.start = start
         self.end = end
-        self.waiting = waiting
+        self.waiting: Sequence[Pin] = ()
         self.released: Callable[[], None] = _nobody_waits
 
     @property

@@ -168,22 +168,22 @@ class PinCache:
         if not self._runs.any_in(start, end):
             return Invalidation(start, end)
         self.invalidations += 1
+        self._leaving = invalidation = Invalidation(start, end)
         holders = [pin for ref in list(self._pins.values()) if (pin := ref()) is not None]
-        waiting = [
+        invalidation.waiting = [
             pin
             for pin in holders
             # A callback may have released pins other than its own.
             if not pin.revoked and pin.overlaps(start, end) and not self._tell(pin, may_wait=may_wait)
         ]
-        invalidation = Invalidation(start, end, waiting)
-        if invalidation.pending:
-            self._leaving = invalidation
-        else:
+        if not invalidation.pending:
             self.finish(invalidation)
         return invalidation
 
     def finish(self, invalidation: Invalidation) -> None:
-        """Revoke what has not been released of an invalidation; nothing refers to the pages afterwards."""
+        """Revoke what has not been released; nothing refers to the pages afterwards. May be called again."""
+        if self._leaving is not invalidation:
+            return
         self._leaving = None
         for pin in invalidation.waiting:
             if not pin.revoked:

@@ -44,7 +44,6 @@ class Unmapping:
         """Revoke what is still held, and forget the regions; returns their bytes together. May be called again."""
         if not self._finished:
             self._finished = True
-            if self.pending:
-                self._pins.finish(self._invalidation)
+            self._pins.finish(self._invalidation)
             self._let_go(self._removed)
         return sum(region.size for region in self._removed)

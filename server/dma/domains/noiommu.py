@@ -18,6 +18,7 @@ from server.dma.run_rows import coalesced
 from server.dma.spans import Ints
 
 _PAGEMAP: Final = Path("/proc/self/pagemap")
+_NEEDS_ROOT: Final = "the noiommu DMA domain needs root"
 _ENTRY_BYTES: Final = 8
 _PRESENT: Final = np.uint64(1 << 63)
 _PFN: Final = np.uint64((1 << 55) - 1)
@@ -41,7 +42,7 @@ class NoIommuDomain(DmaDomain):
         try:
             self._pagemap = os.open(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise DmaDomainUnavailable(f"cannot read {_PAGEMAP}: {error.strerror}") from error
+            raise DmaDomainUnavailable(f"{_NEEDS_ROOT}: {_PAGEMAP}: {error.strerror}") from error
         try:
             _check_privilege(self._pagemap)
             self._pins = PagePins()
@@ -142,5 +143,5 @@ def _check_privilege(pagemap: int) -> None:
         _frames(pagemap, address, PAGE_SIZE)
     except DmaError:
         raise DmaDomainUnavailable(
-            f"the noiommu DMA domain needs root: {_PAGEMAP} hides physical addresses without CAP_SYS_ADMIN"
+            f"{_NEEDS_ROOT}: {_PAGEMAP} hides physical addresses without CAP_SYS_ADMIN"
         ) from None

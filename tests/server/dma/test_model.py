@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hypothesis import settings
 from hypothesis.stateful import invariant
 
 from server.dma.address_space import PAGE_SIZE
@@ -13,7 +12,7 @@ from server.dma.domain import DmaDomain
 from server.dma.domains.recording import RecordingDomain
 from server.dma.domains.soft import SMALLEST_APERTURE, SoftDomain
 from server.dma.pin import Pin
-from tests.server.dma.memory_model import RETAIN, MemoryModel
+from tests.server.dma.memory_model import RETAIN, SETTINGS, MemoryModel
 from tests.server.dma.support import WRITE
 
 
@@ -96,7 +95,6 @@ def pages_mapped_in(domain: SoftDomain) -> int:
     return pages
 
 
-SETTINGS = settings(max_examples=60, stateful_step_count=40, deadline=None)
 for model in (
     SoftModel,
     RetainingSoftModel,

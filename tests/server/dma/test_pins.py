@@ -426,6 +426,23 @@ def test_what_is_being_unmapped_cannot_be_pinned_again_by_a_holder(client: Clien
     assert stat(client, "pinned_pages") == 1
 
 
+def test_a_page_that_another_still_holds_cannot_be_pinned_while_it_is_unmapped(client: Client) -> None:
+    """It is in the domain still, so nothing but the unmap itself says that it must not be used."""
+    client.map(0, 8)
+    refused: list[int | None] = []
+
+    def pin_again(_: PinnedPages) -> None:
+        with pytest.raises(GuestMemoryError) as caught:
+            client.memory.pin_pages(pages(1), READ, keep)
+        refused.append(caught.value.errno)
+
+    holders = [client.memory.pin_pages(pages(1, *more), READ, pin_again) for more in ((), (3,))]
+    client.unmap(0, 8)
+    assert refused == [errno.EINVAL] * 2
+    assert all(pins.revoked for pins in holders)
+    assert stat(client, "dma_mapped_pages") == 0
+
+
 def test_a_guest_page_that_comes_back_elsewhere_never_yields_the_old_page(client: Client) -> None:
     client.map(0, 8)
     old = client.memory.pin_pages(pages(1), READ, keep)
