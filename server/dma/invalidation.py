@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from server.dma.pin import Pin
+from server.dma.scatter import ScatterList
 
 UNMAP_SECONDS = 2.0
 """How long a client's request waits for holders that asked for time: QEMU gives a device up after 5 s."""
@@ -23,6 +24,12 @@ class Invalidation:
         self.end = end
         self.waiting: Sequence[Pin] = ()
         self.released: Callable[[], None] = _nobody_waits
+
+    def touches(self, scatter: ScatterList) -> bool:
+        """Whether any page of a list is among these."""
+        if scatter.first >= self.end or scatter.end <= self.start:
+            return False
+        return scatter.spans()[0].clip(self.start, self.end).pages > 0
 
     @property
     def pending(self) -> bool:

@@ -14,8 +14,9 @@ from server.dma.dirty import DirtyLog
 from server.dma.domain import DmaDomain
 from server.dma.errors import DmaError
 from server.dma.limits import NO_LIMITS, PinLimits
+from server.dma.mapped_pages import PinnedRun
 from server.dma.pin import Pin
-from server.dma.pins import PinCache, PinnedRun
+from server.dma.pins import PinCache
 from server.dma.regions import ADDRESS_SPACE_SIZE, MAX_REGIONS, DmaRegion, DmaRegionTable
 from server.dma.unmapping import Unmapping
 
@@ -125,7 +126,7 @@ class GuestMemoryMap:
         backing = region.backing
         if backing is None:
             return None
-        if prot & _WRITE:
+        if self.dirty.active and prot & _WRITE:
             # A view is used at once, so what is written through it is written before the next report.
             self.dirty.mark(address, address + length)
         start = address + region.delta

@@ -15,6 +15,7 @@ from server.dma.run_rows import (
     DMA,
     END,
     FLAGS,
+    SEAM,
     START,
     WRITERS,
     Rows,
@@ -119,12 +120,24 @@ class RunMap:
         """Add ``pins`` and ``writers`` to the counts of the run that is ``[start, end)``, in place.
 
         This is the short way for one range that is pinned already and stays so. False, and nothing is changed,
-        where there is no such run, where it lacks one of ``flags``, or where its count would become, or is, 0.
+        where there is no such run, where it lacks one of ``flags``, where its count would become, or is, 0, or
+        where it might become one run with a neighbour.
         """
         where = self._exact(start, end)
         if where is None:
             return False
         return self._chunks[where[0]].adjust(where[1], pins=pins, writers=writers, flags=flags)
+
+    def adjust_all(self, spans: Spans, *, pins: int, writers: int, flags: int) -> bool:
+        """As :meth:`adjust` for spans each of which is exactly a run; all or none."""
+        parts = [(self._chunks[index], part) for index, part in self._touched(self._fenced(spans))]
+        places = [chunk.find(part, pins=pins, writers=writers, flags=flags) for chunk, part in parts]
+        if any(place is None for place in places):
+            return False
+        for (chunk, _), place in zip(parts, places, strict=True):
+            if place is not None:
+                chunk.adjust_all(place, pins=pins, writers=writers)
+        return True
 
     def idle(self) -> Rows:
         """The runs that nobody pins."""
@@ -218,12 +231,50 @@ class _Chunk:
             return int(self._rows[END, index])
         return int(self._columns[END][index]) + int(self.starts[index])
 
+    def find(self, spans: Spans, *, pins: int, writers: int, flags: int) -> Ints | None:
+        """Where the runs are that ``spans`` are, if :meth:`adjust_all` can change them all; else None."""
+        if not self.size or spans.start[-1] > self.starts[-1]:
+            return None
+        columns = self._columns if self._rows is None else self._rows
+        place = np.searchsorted(np.asarray(self.starts), spans.start)
+        end = columns[END][place]
+        if self._rows is None:
+            end = end + spans.start
+        exact = (columns[START][place] == spans.start) & (end == spans.end)
+        if pins < 0:
+            exact &= columns[FLAGS][place] & SEAM != 0
+            after = np.minimum(place + 1, self.size - 1)
+            exact &= (columns[START][after] != end) | (columns[FLAGS][after] & SEAM != 0)
+        count = columns[COUNT][place].astype(np.int64) + pins
+        if not exact.all() or count.min() <= max(pins, 0) or (columns[FLAGS][place] & flags != flags).any():
+            return None
+        most = max(int(count.max()), int(columns[WRITERS][place].max()) + writers)
+        return None if self._rows is None and most > _NARROWEST else place
+
+    def adjust_all(self, place: Ints, *, pins: int, writers: int) -> None:
+        """Count the runs at ``place``, each of them once, up or down in place."""
+        columns = self._columns if self._rows is None else self._rows
+        for column, by in ((COUNT, pins), (WRITERS, writers)):
+            if by > 0:
+                columns[column][place] += by
+            elif by < 0:
+                columns[column][place] -= -by
+
+    def _may_join(self, index: int, flags: NDArray[np.integer]) -> bool:
+        """Whether run ``index`` was once one with a neighbour, and may be again."""
+        if not int(flags[index]) & SEAM:
+            return True
+        after = index + 1
+        return after < self.size and self.starts[after] == self.end(index) and not int(flags[after]) & SEAM
+
     def adjust(self, index: int, *, pins: int, writers: int, flags: int) -> bool:
         """See :meth:`RunMap.adjust`."""
         columns = self._columns if self._rows is None else self._rows
         count = int(columns[COUNT][index]) + pins
         writing = int(columns[WRITERS][index]) + writers
         if count <= max(pins, 0) or int(columns[FLAGS][index]) & flags != flags:
+            return False
+        if pins < 0 and self._may_join(index, columns[FLAGS]):
             return False
         if self._rows is None and max(count, writing) > _NARROWEST:
             return False

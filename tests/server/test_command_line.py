@@ -73,6 +73,25 @@ def greet(path: Path) -> Header:
         (["serve", "--socket-path", "{folder}/x", "--device", "virtio-gpu,width=wide"], "not a whole number"),
         (["serve", "--socket-path", "{folder}/x", "--device", "virtio-gpu,scanouts=17"], "choose 1 to 16"),
         (["serve", "--socket-path", "{folder}/x", "--max-pinned", "much"], "write for example 256M"),
+        (
+            ["serve", "--socket-path", "{folder}/x", "--dma-retain", "much"],
+            "--dma-retain: 'much' is not a size",
+        ),
+        (["serve", "--socket-path", "{folder}/x", "--max-pinned", "1M", "--dma-retain", "2M"], "permits"),
+        (["serve", "--socket-path", "{folder}/x", "--dma-domain", "type1"], "needs --vfio-group N"),
+        (
+            ["serve", "--socket-path", "{folder}/x", "--dma-domain", "type1", "--vfio-group", "99999"],
+            "vfio-pci",
+        ),
+        (
+            ["serve", "--socket-path", "{folder}/x", "--dma-domain", "type1", "--vfio-container", "0"],
+            "fd 0 is not",
+        ),
+        (["serve", "--socket-path", "{folder}/x", "--vfio-group", "1"], "are for --dma-domain type1"),
+        (
+            ["serve", "--socket-path", "{folder}/x", "--dma-domain", "type1", "--dma-bits", "12"],
+            "choose 13 to 64",
+        ),
         (["serve", "--fd", "0"], "--fd 0: not a socket"),
         (["status", "--control", "{folder}/x"], "no server answers there"),
         (["screenshot", "--control", "{folder}/x", "{folder}/x.png"], "no server answers there"),

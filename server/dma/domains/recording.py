@@ -36,7 +36,11 @@ class RecordingDomain(DmaDomain):
 
     name = "recording"
 
-    def __init__(self, *, longest_segment: int = 1 << 62, max_pages: int = 1 << 40) -> None:
+    def __init__(
+        self, *, longest_segment: int = 1 << 62, max_pages: int = 1 << 40, keeps_pages: bool = True
+    ) -> None:
+        """``keeps_pages``: whether to record at all; without, it gives addresses and takes no memory."""
+        self._keeps_pages = keeps_pages
         self.pages: dict[int, MappedPage] = {}
         self.maps = 0
         self.unmaps = 0
@@ -52,6 +56,9 @@ class RecordingDomain(DmaDomain):
     def map_runs(self, runs: Sequence[FileRun], *, writable: bool) -> list[DmaSegment]:
         """Raises DmaError (ENOMEM) over ``max_pages``."""
         length = sum(run.length for run in runs)
+        if not self._keeps_pages:
+            self._next += length
+            return [DmaSegment(self._next - length, length)]
         if len(self.pages) + length // PAGE_SIZE > self._max_pages:
             raise DmaError(errno.ENOMEM, "the recording domain is full")
         self.maps += 1
@@ -70,6 +77,8 @@ class RecordingDomain(DmaDomain):
     def unmap(self, dma_addr: int, length: int) -> None:
         """Raises KeyError where a page is not mapped: the cache is wrong then."""
         self.unmaps += 1
+        if not self._keeps_pages:
+            return
         for page in range(dma_addr, dma_addr + length, PAGE_SIZE):
             del self.pages[page]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple
 
+from server.dma.address_space import PAGE_SHIFT
 from server.dma.domain import DmaDomain
 from server.dma.domains.noiommu import NoIommuDomain
 from server.dma.domains.soft import SoftDomain
@@ -15,6 +16,7 @@ from server.dma.domains.type1 import Type1Domain
 from server.dma.domains.vfio import VfioContainer
 from server.dma.errors import DmaDomainUnavailable
 
+ADDRESS_BITS: Final = 64
 MakeDomain = Callable[[], DmaDomain]
 
 
@@ -24,7 +26,7 @@ class DomainOptions:
 
     vfio_group: int | None = None
     vfio_container: int | None = None
-    dma_bits: int = 64
+    dma_bits: int = ADDRESS_BITS
 
 
 def soft(_options: DomainOptions, _stack: ExitStack) -> MakeDomain:
@@ -77,4 +79,10 @@ def open_domain(name: str, options: DomainOptions, stack: ExitStack) -> MakeDoma
 
     Raises DmaDomainUnavailable: one line that names what is missing.
     """
+    if name != Type1Domain.name and options != DomainOptions():
+        raise DmaDomainUnavailable("--vfio-group, --vfio-container and --dma-bits are for --dma-domain type1")
+    if not PAGE_SHIFT < options.dma_bits <= ADDRESS_BITS:
+        raise DmaDomainUnavailable(
+            f"--dma-bits {options.dma_bits}: choose {PAGE_SHIFT + 1} to {ADDRESS_BITS}"
+        )
     return DOMAINS[name].prepare(options, stack)

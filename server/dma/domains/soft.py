@@ -105,6 +105,10 @@ class SoftDomain(DmaDomain):
                 return
         self._aperture.protect(dma_addr, length, writable=True)
 
+    def stats(self) -> dict[str, object]:
+        """The size of the aperture, and how many more separate runs it can hold."""
+        return {"aperture_bytes": self.size, "max_runs": self.max_runs}
+
     def view(self, dma_addr: int, length: int) -> memoryview:
         """A slice of the aperture; writing to pages mapped read-only through it faults."""
         return self._aperture.view[dma_addr : dma_addr + length]

@@ -265,7 +265,7 @@ def test_the_counters_are_those_of_the_client(client: Client) -> None:
     stats = client.memory.stats()
     assert stats == {
         "domain": "soft",
-        "domain_details": {},
+        "domain_details": client.domain.stats(),
         "regions": 2,
         "mapped_bytes": 6 * PAGE_SIZE,
         "files": 1,

@@ -14,6 +14,7 @@ from server.dma.run_rows import (
     DMA,
     END,
     FLAGS,
+    SEAM,
     START,
     WRITERS,
     Rows,
@@ -42,6 +43,7 @@ def rows_of(spans: Spans, first_dma: int) -> Rows:
     sizes = spans.end - spans.start
     rows[START], rows[END], rows[COUNT] = spans.start, spans.end, 1
     rows[DMA] = first_dma + np.cumsum(sizes) - sizes
+    rows[FLAGS] = SEAM
     return rows
 
 
@@ -121,7 +123,7 @@ def test_the_short_way_counts_a_run_that_is_exactly_the_range(size: int) -> None
     run_map = RunMap()
     start = np.arange(0, 2 * size, 2)
     run_map.insert(rows_of(Spans(start, start + 1), 50))
-    assert run_map.adjust(0, 1, pins=1, writers=1, flags=0)
+    assert run_map.adjust(0, 1, pins=1, writers=1, flags=SEAM)
     assert run_map.lookup(Spans.one(0, 1))[[COUNT, WRITERS]].T.tolist() == [[2, 1]]
     assert run_map.adjust(0, 1, pins=-1, writers=-1, flags=0)
     assert not run_map.adjust(0, 1, pins=-1, writers=0, flags=0)
