@@ -9,12 +9,15 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import trio
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from devices.contract import GuestRange, PinnedPages, Prot
 from server.client import VfioUserClient, open_client
@@ -26,6 +29,8 @@ from server.dma.limits import PinLimits
 from server.dma.pin import Pin
 from server.native.serve import ConnectionOptions
 from tests.guest.edu import BUFFER_BYTES, PCI_DEVICES, Edu, edu_of_sysfs, edu_of_vfio, find_edu
+from tests.guest.virtual_gpu import serving
+from tests.server.dma.memory_model import RETAIN, SETTINGS, MemoryModel
 from tests.server.dma.support import READ, READ_WRITE, memfd, page_of
 from tests.server.register_device import BAR0, RegisterDevice
 from tests.server.running import running_server
@@ -195,6 +200,8 @@ WITHOUT = (
 )
 Proof = Callable[[Machine], Coroutine[object, object, None]]
 PROOFS: dict[str, tuple[Proof, ...]] = {"type1": WITH_AN_IOMMU, "noiommu": WITHOUT}
+MODEL = "the_core_agrees_with_its_model"
+COMMAND = "the_command_serves_with_it"
 
 
 def compact_memory() -> None:
@@ -221,6 +228,11 @@ def faults_at(dma_addr: int) -> Iterator[None]:
         os.close(log)
 
 
+def iommu_group(name: str) -> int:
+    """The IOMMU group of a device."""
+    return int((PCI_DEVICES / name / "iommu_group").readlink().name)
+
+
 @contextmanager
 def engine(domain: str) -> Iterator[tuple[Edu, Callable[[], DmaDomain]]]:
     """The edu device, and what makes DMA domains for it."""
@@ -229,8 +241,7 @@ def engine(domain: str) -> Iterator[tuple[Edu, Callable[[], DmaDomain]]]:
         with edu_of_sysfs(name) as edu:
             yield edu, NoIommuDomain
         return
-    group = int((PCI_DEVICES / name / "iommu_group").readlink().name)
-    container = VfioContainer.open(group)
+    container = VfioContainer.open(iommu_group(name))
     fd = container.device(name)
     try:
         with edu_of_vfio(fd) as edu:
@@ -258,19 +269,54 @@ async def machine(edu: Edu, make_domain: Callable[[], DmaDomain]) -> AsyncIterat
         device.close()
 
 
-async def outcome(proof: Proof, edu: Edu, make_domain: Callable[[], DmaDomain]) -> str:
+async def the_core_agrees_with_its_model(make_domain: Callable[[], DmaDomain], domain: str) -> None:
+    class Model(MemoryModel):
+        retain = RETAIN
+        collide = domain == "noiommu"
+
+        def make_domain(self) -> DmaDomain:
+            return make_domain()
+
+    run_state_machine_as_test(Model, settings=settings(SETTINGS, max_examples=8, database=None))
+
+
+async def the_command_serves_with_it(domain: str) -> None:
+    group = () if domain == "noiommu" else ("--vfio-group", str(iommu_group(find_edu())))
+    with TemporaryDirectory() as name:
+        async with (
+            serving(Path(name), "--dma-domain", domain, *group) as server,
+            open_client(server.device) as client,
+        ):
+            with trio.fail_after(60):
+                fd = memfd(PAGES)
+                await client.dma_map(0, PAGES * PAGE, fd=fd)
+                os.close(fd)
+                memory = (await server.status())["client"]["memory"]
+    assert memory["domain"] == domain
+    assert memory["locked_limit"] is None  # root may lock what it likes
+
+
+async def outcome(proof: Awaitable[None]) -> str:
     try:
-        with trio.fail_after(60):
-            async with machine(edu, make_domain) as prepared:
-                await proof(prepared)
+        await proof
     except BaseException:
         return traceback.format_exc()
     return ""
 
 
+async def prove(proof: Proof, edu: Edu, make_domain: Callable[[], DmaDomain]) -> None:
+    with trio.fail_after(60):
+        async with machine(edu, make_domain) as prepared:
+            await proof(prepared)
+
+
 async def main(domain: str) -> None:
+    # First, because the device's mapped registers keep its group from being opened again.
+    outcomes = {COMMAND: await outcome(the_command_serves_with_it(domain))}
     with engine(domain) as (edu, make_domain):
-        outcomes = {proof.__name__: await outcome(proof, edu, make_domain) for proof in PROOFS[domain]}
+        for proof in PROOFS[domain]:
+            outcomes[proof.__name__] = await outcome(prove(proof, edu, make_domain))
+        outcomes[MODEL] = await outcome(the_core_agrees_with_its_model(make_domain, domain))
     sys.stdout.write(json.dumps(outcomes) + "\n")
 
 

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from tests.guest.dma_machine import dma_machine, last_json, run_python
-from tests.guest.dma_proof import PROOFS
+from tests.guest.dma_proof import COMMAND, MODEL, PROOFS
 from tests.guest.support import GuestParts
 
 pytestmark = pytest.mark.guest
@@ -20,6 +20,10 @@ def outcomes(parts: GuestParts, domain: str) -> dict[str, str]:
             return last_json(await run_python(guest, "-m", "tests.guest.dma_proof", domain))
 
     return trio.run(run)
+
+
+def names(domain: str) -> list[str]:
+    return [*(proof.__name__ for proof in PROOFS[domain]), MODEL, COMMAND]
 
 
 def check(outcome: str) -> None:
@@ -37,11 +41,11 @@ def without_one(parts: GuestParts) -> dict[str, str]:
     return outcomes(parts, "noiommu")
 
 
-@pytest.mark.parametrize("proof", [proof.__name__ for proof in PROOFS["type1"]])
+@pytest.mark.parametrize("proof", names("type1"))
 def test_with_an_iommu(with_an_iommu: dict[str, str], proof: str) -> None:
     check(with_an_iommu[proof])
 
 
-@pytest.mark.parametrize("proof", [proof.__name__ for proof in PROOFS["noiommu"]])
+@pytest.mark.parametrize("proof", names("noiommu"))
 def test_without_one(without_one: dict[str, str], proof: str) -> None:
     check(without_one[proof])
