@@ -173,6 +173,8 @@ class MappedPages:
 
     def _check_permitted(self, found: Rows, need: int) -> None:
         """Raise GuestMemoryError where pages were pinned for less until now, and the client permits no more."""
+        if not found.shape[1]:
+            return
         unknown = found[:, found[FLAGS] & need != need]
         file_pieces(self._regions, Spans(unknown[START], unknown[END]), need)
 
@@ -193,14 +195,14 @@ class MappedPages:
             segments = self._domain.map_runs(pieces.runs, writable=writable)
         flags = pieces.flags | _WRITABLE if writable else pieces.flags
         rows = rows_at(pieces.pages, segments, flags)
-        return rows[:, np.argsort(rows[START])]
+        return rows if rows.shape[1] == 1 else rows[:, np.argsort(rows[START])]
 
     def _make_room(self, pieces: FilePieces, spans: Spans) -> None:
         """Let retained pages go where ``pieces`` need their room, but for those in ``spans``. Raises ENOMEM."""
         limit = self.limits.max_pinned
         over = 0
         if limit is not None:
-            over = self.mapped + pieces.pages.pages - limit // PAGE_SIZE
+            over = self.mapped + (sum(run.length for run in pieces.runs) - limit) // PAGE_SIZE
         runs = len(self._runs) + self.aliases + len(pieces.runs)
         full = runs > self._domain.max_runs
         if over <= 0 and not full:
@@ -219,7 +221,7 @@ class MappedPages:
 
     def _make_writable(self, found: Rows, new: Rows, need: int) -> None:
         """Let the device write what was mapped for reading; takes ``new`` out of the domain where that fails."""
-        if not need & _WRITE:
+        if not need & _WRITE or not found.shape[1]:
             return
         try:
             for dma_addr, length in segments_of(found[:, found[FLAGS] & _WRITABLE == 0]):
@@ -253,14 +255,20 @@ class MappedPages:
         self._runs.update(spans, count, new)
 
     def _remove(self, scatter: ScatterList) -> bool:
-        """Take out a pin of one range that is one run and nobody else's; False where it is not that."""
-        if len(scatter) != 1 or self.limits.retain:
+        """Take out a pin of a few ranges that are runs and nobody else's; False where it is not that."""
+        if scatter.few is None or not scatter.ascending or self.limits.retain:
             return False
-        dma = self._runs.remove(scatter.first, scatter.end)
-        if dma is None:
+        removed = self._runs.remove(scatter.few)
+        if removed is None:
             return False
-        self.mapped -= scatter.end - scatter.first
-        self._domain.unmap(dma << PAGE_SHIFT, scatter.end - scatter.first << PAGE_SHIFT)
+        self.mapped -= sum(pages for _, pages in removed)
+        start, end = removed[0][0], removed[0][0]
+        for dma, pages in removed:
+            if dma != end:
+                self._domain.unmap(start << PAGE_SHIFT, end - start << PAGE_SHIFT)
+                start = dma
+            end = dma + pages
+        self._domain.unmap(start << PAGE_SHIFT, end - start << PAGE_SHIFT)
         return True
 
     def _uncount(self, spans: Spans, writers: int) -> None:

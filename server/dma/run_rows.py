@@ -164,6 +164,11 @@ def rows_at(pieces: Spans, segments: Sequence[DmaSegment], flags: Ints) -> Rows:
         dma = segments[0].dma_addr >> PAGE_SHIFT
         return np.array([[*pieces.start], [*pieces.end], [dma], [0], [0], [*flags], [0]], np.int64)
     sizes = pieces.end - pieces.start
+    if len(segments) == 1:
+        rows = np.zeros((COLUMNS, len(sizes)), np.int64)
+        rows[START], rows[END], rows[FLAGS] = pieces.start, pieces.end, flags
+        rows[DMA] = (segments[0].dma_addr >> PAGE_SHIFT) + np.cumsum(sizes) - sizes
+        return rows
     piece_at = np.cumsum(sizes) - sizes
     lengths = np.array([segment.length for segment in segments], np.int64) >> PAGE_SHIFT
     segment_at = np.cumsum(lengths) - lengths

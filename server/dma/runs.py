@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -30,11 +31,12 @@ from server.dma.spans import Ints, Spans, narrowed
 
 _CHUNK: Final = 2048
 """Most runs in a chunk: a change rewrites the chunks that it touches."""
-_NARROW: Final = 128
-"""From this many runs on, a chunk keeps its columns in the smallest types that hold them."""
-
+_FEW: Final = 8
+"""Up to this many runs are added one by one."""
 _NARROWEST: Final = 255
-"""What the smallest type of a narrow column holds."""
+"""What the smallest type of a column holds."""
+_TYPECODES: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}
+_DTYPES: Final = {"B": np.uint8, "H": np.uint16, "I": np.uint32, "Q": np.uint64}
 
 Change = Callable[[Rows, NDArray[np.bool_]], Rows]
 """What to do with a chunk's runs, of which the marked ones are meant: changes them in place, or gives others."""
@@ -97,24 +99,37 @@ class RunMap:
             self._replace(index, rows)
 
     def insert(self, new: Rows) -> None:
-        """Add runs at pages that are not mapped."""
+        """Add pinned runs at pages that are not mapped."""
         new = cut(new, self._fence_array) if len(self._fences) > 1 else new
         for index, _ in reversed(list(self._touched(Spans(new[START], new[END])))):
-            self._replace(index, merged(self._chunks[index].rows(), self._of_chunk(index, new)))
+            part = self._of_chunk(index, new)
+            if part.shape[1] <= _FEW and self._chunks[index].size + part.shape[1] <= _CHUNK:
+                self._insert_few(index, part)
+            else:
+                self._replace(index, merged(self._chunks[index].rows(), part))
 
-    def remove(self, start: int, end: int) -> int | None:
-        """Take out the run that is ``[start, end)`` if a single pin holds it; returns its DMA page, else None.
+    def remove(self, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]] | None:
+        """Take out the runs that are ``spans``; the DMA page and the number of pages of each.
 
-        The short way for one range that is nobody else's.
+        The short way for a few ranges that are nobody else's. None, and nothing is changed, where one of them is not
+        exactly a run, where more than one pin holds it, or where it might become one run with a neighbour.
         """
-        where = self._exact(start, end)
-        if where is None:
-            return None
-        rows = self._chunks[where[0]].rows()
-        if rows[COUNT, where[1]] != 1:
-            return None
-        self._replace(where[0], np.delete(rows, where[1], axis=1))
-        return int(rows[DMA, where[1]])
+        places = [self._exact(start, end) for start, end in spans]
+        for place in places:
+            if place is None:
+                return None
+            chunk = self._chunks[place[0]]
+            if chunk.value(COUNT, place[1]) != 1 or chunk.may_join(place[1]):
+                return None
+        removed = []
+        for start, end in spans:
+            place = self._exact(start, end)
+            assert place is not None  # noqa: S101 - it was there a moment ago
+            removed.append((self._chunks[place[0]].value(DMA, place[1]), end - start))
+            self._chunks[place[0]].remove(place[1])
+            if not self._chunks[place[0]].size:
+                self._drop_empty(place[0])
+        return removed
 
     def adjust(self, start: int, end: int, *, pins: int, writers: int, flags: int) -> bool:
         """Add ``pins`` and ``writers`` to the counts of the run that is ``[start, end)``, in place.
@@ -172,21 +187,31 @@ class RunMap:
         for index in np.flatnonzero(np.diff(bounds)).tolist():
             yield index, spans.take(slice(bounds[index], bounds[index + 1]))
 
+    def _insert_few(self, index: int, few: Rows) -> None:
+        for values in few.T.tolist():
+            if not self._chunks[index].insert(values):
+                one = np.array([values], np.int64).T
+                self._replace(index, merged(self._chunks[index].rows(), one))
+
     def _of_chunk(self, index: int, rows: Rows) -> Rows:
         low = np.searchsorted(rows[START], self._fences[index])
         if index + 1 == len(self._fences):
             return rows[:, low:]
         return rows[:, low : np.searchsorted(rows[START], self._fences[index + 1])]
 
-    def _replace(self, index: int, rows: Rows) -> None:
-        size = rows.shape[1]
-        if size == 0 and len(self._chunks) > 1:
+    def _drop_empty(self, index: int) -> None:
+        """Leave the pages of a chunk that has become empty to the one before it."""
+        if len(self._chunks) > 1:
             del self._chunks[index]
             del self._fences[index]
             self._fences[0] = 0
-            return
+
+    def _replace(self, index: int, rows: Rows) -> None:
+        size = rows.shape[1]
         if size <= _CHUNK:
             self._chunks[index] = _Chunk(rows)
+            if size == 0:
+                self._drop_empty(index)
             return
         parts = np.array_split(np.arange(size), -(-size * 4 // (3 * _CHUNK)))
         self._chunks[index : index + 1] = [_Chunk(rows[:, part]) for part in parts]
@@ -194,90 +219,122 @@ class RunMap:
 
 
 class _Chunk:
-    """Some runs, as rows where they are few, in narrow columns where they are many.
+    """Some runs in columns, each of the smallest type that holds its numbers.
 
-    A narrow chunk has the number of pages in the place of END: it takes fewer bytes.
+    One run more or less is a move within each column; many at once go through :meth:`rows`. The number of pages
+    stands in the place of END, because it takes fewer bytes.
     """
 
-    __slots__ = ("_columns", "_rows", "has_idle", "size", "starts")
+    __slots__ = ("_columns", "has_idle", "starts")
 
     def __init__(self, rows: Rows) -> None:
-        self.size = rows.shape[1]
+        columns = list(rows)
+        columns[END] = rows[END] - rows[START]
+        self._columns = [_packed(column) for column in columns]
+        self.starts = self._columns[START]
         self.has_idle = bool((rows[COUNT] == 0).any())
-        self._rows: Rows | None = None
-        self._columns: list[NDArray[np.integer]] = []
-        if self.size < _NARROW:
-            self._rows = np.ascontiguousarray(rows)
-            self.starts = memoryview(self._rows[START].data)
-        else:
-            columns = list(rows)
-            columns[END] = rows[END] - rows[START]
-            self._columns = [narrowed(column) for column in columns]
-            self.starts = memoryview(self._columns[START].data)
+
+    @property
+    def size(self) -> int:
+        """How many runs there are."""
+        return len(self.starts)
 
     def rows(self) -> Rows:
-        """The runs; to be changed only by who makes a new chunk of them."""
-        if self._rows is not None:
-            return self._rows.copy()
+        """A copy of the runs."""
         rows = np.empty((COLUMNS, self.size), np.int64)
         for row, column in zip(rows, self._columns, strict=True):
-            row[:] = column
+            row[:] = _view(column)
         rows[END] += rows[START]
         return rows
 
     def end(self, index: int) -> int:
         """Where run ``index`` ends."""
-        if self._rows is not None:
-            return int(self._rows[END, index])
-        return int(self._columns[END][index]) + int(self.starts[index])
+        return self._columns[END][index] + self.starts[index]
+
+    def value(self, column: int, index: int) -> int:
+        """A number of run ``index``, of any column but END."""
+        return self._columns[column][index]
+
+    def insert(self, values: list[int]) -> bool:
+        """Add one pinned run; False where its numbers need wider columns."""
+        index = bisect_left(self.starts, values[START])
+        wanted = values.copy()
+        wanted[END] -= values[START]
+        done = 0
+        try:
+            for column, value in zip(self._columns, wanted, strict=True):
+                column.insert(index, value)
+                done += 1
+        except OverflowError:
+            for column in self._columns[:done]:
+                del column[index]
+            return False
+        return True
+
+    def remove(self, index: int) -> None:
+        """Take one run out."""
+        for column in self._columns:
+            del column[index]
 
     def find(self, spans: Spans, *, pins: int, writers: int, flags: int) -> Ints | None:
         """Where the runs are that ``spans`` are, if :meth:`adjust_all` can change them all; else None."""
         if not self.size or spans.start[-1] > self.starts[-1]:
             return None
-        columns = self._columns if self._rows is None else self._rows
-        place = np.searchsorted(np.asarray(self.starts), spans.start)
-        end = columns[END][place]
-        if self._rows is None:
-            end = end + spans.start
-        exact = (columns[START][place] == spans.start) & (end == spans.end)
+        start, pages, _, count, writing, marks, _ = map(_view, self._columns)
+        place = np.searchsorted(start, spans.start)
+        exact = (start[place] == spans.start) & (pages[place] == spans.end - spans.start)
         if pins < 0:
-            exact &= columns[FLAGS][place] & SEAM != 0
+            exact &= marks[place] & SEAM != 0
             after = np.minimum(place + 1, self.size - 1)
-            exact &= (columns[START][after] != end) | (columns[FLAGS][after] & SEAM != 0)
-        count = columns[COUNT][place].astype(np.int64) + pins
-        if not exact.all() or count.min() <= max(pins, 0) or (columns[FLAGS][place] & flags != flags).any():
+            exact &= (start[after] != spans.end) | (marks[after] & SEAM != 0)
+        counts = count[place].astype(np.int64) + pins
+        if not exact.all() or counts.min() <= max(pins, 0) or (marks[place] & flags != flags).any():
             return None
-        most = max(int(count.max()), int(columns[WRITERS][place].max()) + writers)
-        return None if self._rows is None and most > _NARROWEST else place
+        most = max(int(counts.max()), int(writing[place].max()) + writers)
+        return None if most > _NARROWEST else place
 
     def adjust_all(self, place: Ints, *, pins: int, writers: int) -> None:
         """Count the runs at ``place``, each of them once, up or down in place."""
-        columns = self._columns if self._rows is None else self._rows
         for column, by in ((COUNT, pins), (WRITERS, writers)):
+            numbers = _view(self._columns[column])
             if by > 0:
-                columns[column][place] += by
+                numbers[place] += by
             elif by < 0:
-                columns[column][place] -= -by
-
-    def _may_join(self, index: int, flags: NDArray[np.integer]) -> bool:
-        """Whether run ``index`` was once one with a neighbour, and may be again."""
-        if not int(flags[index]) & SEAM:
-            return True
-        after = index + 1
-        return after < self.size and self.starts[after] == self.end(index) and not int(flags[after]) & SEAM
+                numbers[place] -= -by
 
     def adjust(self, index: int, *, pins: int, writers: int, flags: int) -> bool:
         """See :meth:`RunMap.adjust`."""
-        columns = self._columns if self._rows is None else self._rows
-        count = int(columns[COUNT][index]) + pins
-        writing = int(columns[WRITERS][index]) + writers
-        if count <= max(pins, 0) or int(columns[FLAGS][index]) & flags != flags:
+        columns = self._columns
+        count = columns[COUNT][index] + pins
+        writing = columns[WRITERS][index] + writers
+        if (
+            count <= max(pins, 0)
+            or columns[FLAGS][index] & flags != flags
+            or max(count, writing) > _NARROWEST
+        ):
             return False
-        if pins < 0 and self._may_join(index, columns[FLAGS]):
-            return False
-        if self._rows is None and max(count, writing) > _NARROWEST:
+        if pins < 0 and self.may_join(index):
             return False
         columns[COUNT][index] = count
         columns[WRITERS][index] = writing
         return True
+
+    def may_join(self, index: int) -> bool:
+        """Whether run ``index`` was once one with a neighbour, and may be again."""
+        flags = self._columns[FLAGS]
+        if not flags[index] & SEAM:
+            return True
+        after = index + 1
+        return after < self.size and self.starts[after] == self.end(index) and not flags[after] & SEAM
+
+
+def _packed(column: Ints) -> array[int]:
+    narrow = narrowed(column)
+    packed = array(_TYPECODES[narrow.itemsize])
+    packed.frombytes(narrow.tobytes())
+    return packed
+
+
+def _view(column: array[int]) -> NDArray[np.unsignedinteger]:
+    """The numbers in place: to be let go of before one is added or taken out."""
+    return np.frombuffer(column, _DTYPES[column.typecode])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, pairwise
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from server.dma.address_space import PAGE_SHIFT, PAGE_SIZE
 from server.dma.regions import ADDRESS_SPACE_SIZE
 from server.dma.spans import Ints, Spans, narrowed
 
+_FEW: Final = 8
 _OFFSET = np.uint64(PAGE_SIZE - 1)
 _SHIFT = np.uint64(PAGE_SHIFT)
 _ONE = np.uint64(1)
@@ -29,12 +31,14 @@ class ScatterList:
     bytes per part where pages have numbers of 32 bits, and 4 more where any end is not on a page border.
     """
 
-    __slots__ = ("_first", "_head", "_pages", "_tail", "ascending", "end", "first", "length")
+    __slots__ = ("_first", "_head", "_pages", "_tail", "ascending", "end", "few", "first", "length")
 
     def __init__(self, ranges: Sequence[GuestRange]) -> None:
         """Raises GuestMemoryError. EINVAL: an empty or negative range. EOVERFLOW: one that wraps."""
-        if len(ranges) == 1:
-            self._init_one(*ranges[0])
+        self.few: tuple[tuple[int, int], ...] | None = None
+        """The pages of each part as pairs, where there are only a few."""
+        if 0 < len(ranges) <= _FEW:
+            self._init_few(ranges)
             return
         address, last = _parts(*_checked(ranges))
         self.length: int = sum((last - address).tolist()) + len(address)
@@ -52,20 +56,27 @@ class ScatterList:
         self._head = None if aligned else head.astype(np.uint16)
         self._tail = None if aligned else tail.astype(np.uint16)
 
-    def _init_one(self, address: int, length: int) -> None:
-        """The same for a list of one range, which is what most are."""
-        end = address + length
-        if length <= 0 or address < 0 or end > ADDRESS_SPACE_SIZE:
-            raise _bad_range((GuestRange(address, length),))
-        self.length = length
-        self.first = address >> PAGE_SHIFT
-        self.end = end + PAGE_SIZE - 1 >> PAGE_SHIFT
-        self.ascending = True
-        self._first = np.array((self.first,), np.int64)
-        self._pages = np.array((self.end - self.first,), np.int64)
-        head, tail = address % PAGE_SIZE, -end % PAGE_SIZE
-        self._head = np.array((head,), np.uint16) if head or tail else None
-        self._tail = np.array((tail,), np.uint16) if head or tail else None
+    def _init_few(self, ranges: Sequence[GuestRange]) -> None:
+        """The same for a short list, for which setting arrays to work takes longer than going through it."""
+        parts: list[tuple[int, int]] = []
+        for address, length in ranges:
+            end = address + length
+            if length <= 0 or address < 0 or end > ADDRESS_SPACE_SIZE:
+                raise _bad_range(ranges)
+            if parts and parts[-1][1] == address:
+                parts[-1] = (parts[-1][0], end)
+            else:
+                parts.append((address, end))
+        self.few = tuple((start >> PAGE_SHIFT, end + PAGE_SIZE - 1 >> PAGE_SHIFT) for start, end in parts)
+        self.length = sum(length for _, length in ranges)
+        self.first = min(first for first, _ in self.few)
+        self.end = max(end for _, end in self.few)
+        self.ascending = all(before[1] <= after[0] for before, after in pairwise(self.few))
+        first, end_page = np.array(self.few, np.int64).T
+        self._first, self._pages = first, end_page - first
+        aligned = not any((start | end) % PAGE_SIZE for start, end in parts)
+        self._head = None if aligned else np.array([start % PAGE_SIZE for start, _ in parts], np.uint16)
+        self._tail = None if aligned else np.array([-end % PAGE_SIZE for _, end in parts], np.uint16)
 
     def __len__(self) -> int:
         return len(self._first)

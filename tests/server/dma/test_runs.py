@@ -66,15 +66,15 @@ def count(by: int) -> runs_module.Change:
     return change
 
 
-@pytest.mark.parametrize(("chunk", "narrow"), [(2048, 128), (4, 2), (3, 100)])
+@pytest.mark.parametrize(("chunk", "few"), [(2048, 8), (4, 2), (3, 0)])
 @settings(max_examples=80, deadline=None)
 @given(steps=st.lists(st.tuples(st.booleans(), SPANS, st.booleans()), max_size=25))
 def test_runs_agree_with_a_dictionary_of_pages(
-    chunk: int, narrow: int, steps: list[tuple[bool, list[int], bool]]
+    chunk: int, few: int, steps: list[tuple[bool, list[int], bool]]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs_module, "_CHUNK", chunk)
-        patch.setattr(runs_module, "_NARROW", narrow)
+        patch.setattr(runs_module, "_FEW", few)
         run_map = RunMap()
         model: dict[int, tuple[int, int]] = {}
         next_dma = 1000
