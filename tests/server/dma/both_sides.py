@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from devices.contract import GuestRange, Prot
+from devices.work import ReadMessage, Request, WriteMessage
+from protocol import DmaWrite
 from server.dma.address_space import PAGE_SIZE
+from server.dma.domains.soft import SMALLEST_APERTURE, SoftDomain
 from server.dma.pin import Pin
-from tests.server.dma.sgl_server import Piece, SglServer
+from tests.server.dma.sgl_server import Piece, SglServer, pattern
 from tests.server.dma.support import READ, READ_WRITE, WRITE, Client, keep
 
 SAME_ERROR = {"EINVAL": "ENOENT", "EPERM": "EACCES", "EFAULT": "EFAULT"}
@@ -36,9 +40,46 @@ def outcome(ask: Callable[[], object]) -> str:
     try:
         ask()
     except OSError as error:
-        assert error.errno is not None
-        return errno.errorcode[error.errno]
+        return errno.errorcode[error.errno or 0]
     return "ok"
+
+
+def written_by(write: Awaitable[None]) -> list[DmaWrite]:
+    """The messages that a write to unshared memory sends."""
+    messages: list[DmaWrite] = []
+
+    async def take() -> None:
+        await write
+
+    _answer(take(), messages)
+    return messages
+
+
+def read_by(read: Awaitable[bytes]) -> bytes:
+    """What a read of unshared memory gives, where the client answers with its :func:`pattern`."""
+    data = b""
+
+    async def take() -> None:
+        nonlocal data
+        data = await read
+
+    _answer(take(), [])
+    return data
+
+
+def _answer(work: Coroutine[Request, Any, None], written: list[DmaWrite]) -> None:
+    """Drive deferred work, as the client."""
+    answer: bytes | None = None
+    try:
+        while True:
+            request = work.send(answer)
+            answer = None
+            if isinstance(request, ReadMessage):
+                answer = pattern(request.address, request.length)
+            elif isinstance(request, WriteMessage):
+                written.append(DmaWrite(request.address, request.data))
+    except StopIteration:
+        pass
 
 
 class Held(NamedTuple):
@@ -55,18 +96,20 @@ class BothSides:
     """The client shares one memfd of 64 pages with both; addresses and lengths are in bytes."""
 
     def __init__(self, program: Path, folder: Path, *, max_pinned: int | None = None) -> None:
-        self.client = Client(max_pinned=max_pinned)
+        self.domain = SoftDomain(SMALLEST_APERTURE)
+        self.client = Client(self.domain, max_pinned=max_pinned)
         self.memory = self.client.memory
         try:
             self.library = SglServer(program, folder)
         except BaseException:
             self.client.close()
+            self.domain.close()
             raise
 
     def close(self) -> None:
         """The client leaves both."""
         self.client.close()
-        self.client.domain.close()
+        self.domain.close()
         self.library.close()
 
     def map(
@@ -118,6 +161,17 @@ class BothSides:
         held.pin.release()
         self.library.put(held.number)
 
+    def log_dirty_pages(self) -> None:
+        """Let both log what devices write from now on."""
+        self.memory.dirty.start()
+        self.library.log_dirty_pages()
+
+    def dirty_pages(self, iova: int, size: int) -> tuple[int, int]:
+        """The dirty pages of a region, a bit for each from bit 0 on, ours and the library's, which unmaps it."""
+        ours = self.memory.dirty_bitmap(iova, size, PAGE_SIZE)
+        library = self.library.unmap_and_report(iova, size, PAGE_SIZE)
+        return int.from_bytes(ours, "little"), int.from_bytes(library, "little")
+
     def check_same_memory(self, held: Held) -> list[Piece]:
         """Assert that both show the same bytes, page by page, cut at the same places; returns the library's cut."""
         pieces = self.library.show(held.number)
@@ -138,7 +192,7 @@ class BothSides:
             allowed = READ if prot & READ else WRITE
             assert (self.memory.view(iova, size, allowed) is not None) == shared
             denied = READ_WRITE & ~Prot(prot)
-            assert not denied or outcome(lambda at=iova, to=denied: self.memory.view(at, 1, to)) == "EPERM"
+            assert not denied or outcome(partial(self.memory.view, iova, 1, denied)) == "EPERM"
 
     def _check_dma_addrs(self, held: Held, shown: bytes) -> None:
         """At the dma_addr of each page a device's engine finds that page."""
@@ -147,11 +201,13 @@ class BothSides:
         for address, dma_addr in zip(starts, held.pin.dma_addrs(starts), strict=True):
             size = min(PAGE_SIZE - address % PAGE_SIZE, end - address)
             expected = shown[address - held.address :][:size]
-            assert self.client.domain.memory[dma_addr : dma_addr + size] == expected
+            assert self.domain.memory[dma_addr : dma_addr + size] == expected
 
     def _check_cuts(self, address: int, pieces: list[Piece]) -> None:
         """What is one entry there is one view here, and is none with the first byte of the next."""
         for index, (length, data) in enumerate(pieces):
-            assert self.memory.view(address, length, READ) == data
+            view = self.memory.view(address, length, READ)
+            assert view is not None
+            assert bytes(view) == data
             assert index == len(pieces) - 1 or self.memory.view(address, length + 1, READ) is None
             address += length

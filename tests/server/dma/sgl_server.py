@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from devices.contract import Prot
 from protocol import (
     HEADER_SIZE,
+    BitmapRequest,
     Command,
     DmaMap,
     DmaMapFlags,
@@ -18,6 +18,7 @@ from protocol import (
     DmaReadReply,
     DmaUnmap,
     DmaUnmapFlags,
+    DmaUnmapReply,
     DmaWrite,
     DmaWriteReply,
     Header,
@@ -81,7 +82,9 @@ class SglServer:
         self._answers = self._device.makefile("rb")
         path = folder / "sgl.sock"
         with end:
-            self.process = subprocess.Popen([str(program), str(path)], stdin=end, stdout=end)
+            self.process = subprocess.Popen(
+                [str(program), str(path)], stdin=end.fileno(), stdout=end.fileno()
+            )
         self._client = socket.socket(socket.AF_UNIX)
         self._client.settimeout(TIMEOUT)
         self._replies = self._client.makefile("rb")
@@ -106,9 +109,11 @@ class SglServer:
         """DMA_UNMAP of everything."""
         self._request(Command.DMA_UNMAP, DmaUnmap(flags=DmaUnmapFlags.ALL).pack())
 
-    def request(self, unmap: DmaUnmap) -> bytes:
-        """DMA_UNMAP as it is given; returns the payload of the reply."""
-        return self._request(Command.DMA_UNMAP, unmap.pack())
+    def unmap_and_report(self, iova: int, size: int, page_size: int) -> bytes:
+        """DMA_UNMAP of a region; returns its dirty bitmap, in whole u64s."""
+        bitmap = BitmapRequest(page_size, -(-size // page_size // 64) * 8)
+        request = DmaUnmap(iova, size, DmaUnmapFlags.GET_DIRTY_BITMAP, bitmap)
+        return DmaUnmapReply.unpack(self._request(Command.DMA_UNMAP, request.pack())).bitmap
 
     def log_dirty_pages(self) -> None:
         """Let the library log dirty pages from now on."""
@@ -160,7 +165,8 @@ class SglServer:
 
     def wait(self) -> int:
         """The exit status, once the server has ended by itself."""
-        return self.process.wait(TIMEOUT)
+        status: int = self.process.wait(TIMEOUT)
+        return status
 
     def kill(self) -> None:
         """End the server in any case."""
@@ -180,7 +186,7 @@ class SglServer:
         verdict, _, rest = self._answers.readline().decode().strip().partition(" ")
         if verdict == "error":
             raise OSError(int(rest), line)
-        assert verdict == "ok", f"the server has ended while it was asked to {line}"
+        assert verdict == "ok", f"the server has ended, asked to {line}"
         return rest
 
     def _answer_message(self) -> None:
@@ -209,5 +215,7 @@ class SglServer:
         assert socket.send_fds(self._client, [message], fds) == len(message)
 
     def _receive(self) -> tuple[Header, bytes]:
-        header = Header.unpack(self._replies.read(HEADER_SIZE))
+        start = self._replies.read(HEADER_SIZE)
+        assert len(start) == HEADER_SIZE, "the server has ended"
+        header = Header.unpack(start)
         return header, self._replies.read(header.size - HEADER_SIZE)

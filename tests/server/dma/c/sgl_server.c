@@ -12,7 +12,7 @@
  *   show LIST                 vfu_sgl_get again; LENGTH:BYTES of every entry
  *   fill LIST BYTES           copy bytes into the entries, from the first one's start on
  *   put LIST                  vfu_sgl_put
- *   send ADDRESS BYTES        vfu_sgl_write, which is a message to the client, of the first entry
+ *   send ADDRESS BYTES        vfu_sgl_write, which is a message to the client
  *   fetch ADDRESS LENGTH      vfu_sgl_read, the same the other way round
  *   regions                   IOVA:LENGTH:PROT:SHARED of every region registered and not unregistered
  *
