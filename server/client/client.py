@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 import trio
@@ -21,16 +22,21 @@ from protocol import (
     DeviceFeature,
     DeviceInfo,
     DeviceReset,
+    DmaLoggingControl,
+    DmaLoggingReport,
     DmaMap,
     DmaMapFlags,
     DmaUnmap,
     DmaUnmapFlags,
     DmaUnmapReply,
+    Feature,
+    FeatureFlags,
     GetInfo,
     GetIrqInfo,
     GetRegionInfo,
     GetRegionIoFds,
     IrqInfo,
+    LoggingRange,
     Message,
     MigDataRead,
     MigDataReadReply,
@@ -52,6 +58,7 @@ from protocol import (
 )
 from protocol.capabilities import DEFAULT_MAX_DATA_XFER_SIZE, DEFAULT_MAX_MSG_FDS
 from protocol.codec import PackableRequest
+from protocol.wire import U32_MAX
 from server.client.channel import Channel
 from server.client.requests import ClientMemory, RemoteError, Requests
 from server.fds import ReceivedFds
@@ -150,6 +157,27 @@ class VfioUserClient(Requests):
     async def device_feature(self, request: DeviceFeature) -> DeviceFeature:
         """Get, set or probe a feature of the device."""
         return DeviceFeature.unpack(await self._payload(request))
+
+    async def start_dma_logging(self, page_size: int = 4096, ranges: Sequence[LoggingRange] = ()) -> int:
+        """Have the server log what it writes to ``ranges`` (none: to everything); the page size that it chose."""
+        data = DmaLoggingControl(page_size, tuple(ranges)).pack()
+        request = DeviceFeature(Feature.DMA_LOGGING_START, FeatureFlags.SET, data)
+        return DmaLoggingControl.unpack((await self.device_feature(request)).data).page_size
+
+    async def stop_dma_logging(self) -> None:
+        """Have the server log no more, and forget what was logged."""
+        await self.device_feature(DeviceFeature(Feature.DMA_LOGGING_STOP, FeatureFlags.SET))
+
+    async def report_dma_logging(self, iova: int, length: int, page_size: int = 4096) -> bytes:
+        """The bitmap of what was written of a range since the last report: a bit per ``page_size`` bytes, u64s."""
+        asked = DmaLoggingReport(iova, length, page_size)
+        request = DeviceFeature(Feature.DMA_LOGGING_REPORT, FeatureFlags.GET, asked.pack())
+        room = min(request.argsz + asked.bitmap_size, U32_MAX)
+        reply = await self.device_feature(replace(request, argsz=room))
+        report = DmaLoggingReport.unpack(reply.data)
+        if replace(report, bitmap=b"") != asked or len(report.bitmap) != asked.bitmap_size:
+            raise ProtocolError(errno.EINVAL, f"the report of {iova:#x}+{length:#x} is about another range")
+        return report.bitmap
 
     async def mig_data_read(self, size: int) -> bytes:
         """The next bytes of the device's state, ``size`` at most."""

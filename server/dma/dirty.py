@@ -8,24 +8,26 @@ in larger ones each unit with a dirty page in it. So a client may start with one
 from __future__ import annotations
 
 import errno
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
 
 from server.dma.address_space import PAGE_SHIFT, PAGE_SIZE
+from server.dma.dirty_bitmap import FEW, Bits, DirtyBitmap, filled
 from server.dma.errors import DmaError
 from server.dma.regions import ADDRESS_SPACE_SIZE
-from server.dma.spans import Ints, Spans
+from server.dma.spans import Spans
 
 _CHUNK_SHIFT: Final = 15
 _CHUNK: Final = 1 << _CHUNK_SHIFT
 """Pages per bitmap: 128 MiB of guest memory in 4 KiB."""
 _CHUNK_BYTES: Final = _CHUNK // 8
-_FULL: Final = (1 << _CHUNK) - 1
 MAX_CHUNKS: Final = 16_384
 """Bitmaps that may be kept, 64 MiB in all: 2 TiB of memory that is written everywhere, or so many scattered pages."""
-_PAGES: Final = ADDRESS_SPACE_SIZE >> PAGE_SHIFT
+_EVERYTHING: Final = Spans.one(0, ADDRESS_SPACE_SIZE >> PAGE_SHIFT)
 
 
 class DirtyLog:
@@ -39,9 +41,9 @@ class DirtyLog:
         self.active = False
         self._on_overflow = on_overflow
         self._max_chunks = max_chunks
-        self._chunks: dict[int, int] = {}
-        self._everything = False
-        self._tracked = Spans.one(0, _PAGES)
+        self._chunks: dict[int, bytearray] = {}
+        self._overflown = False
+        self._track(_EVERYTHING)
 
     def start(self, ranges: Sequence[tuple[int, int]] = ()) -> None:
         """Log writes to ``ranges`` (guest address and length in bytes), or to everything where there are none.
@@ -52,29 +54,49 @@ class DirtyLog:
             raise DmaError(errno.EINVAL, "DMA logging is on already")
         for iova, length in ranges:
             _check_range(iova, length)
-        self._tracked = _union(ranges) if ranges else Spans.one(0, _PAGES)
+        self._track(_union(ranges) if ranges else _EVERYTHING)
         self.active = True
 
     def stop(self) -> None:
         """Log no more, and forget what was logged."""
         self.active = False
         self._chunks.clear()
-        self._everything = False
+        self._overflown = False
 
     def mark(self, start: int, end: int) -> None:
         """The bytes ``[start, end)`` of guest address space were written; does nothing while inactive."""
         if not self.active or end <= start:
             return
-        first, behind = start >> PAGE_SHIFT, (end - 1 >> PAGE_SHIFT) + 1
-        if len(self._tracked.start) == 1:
-            self._set(max(first, int(self._tracked.start[0])), min(behind, int(self._tracked.end[0])))
-        else:
-            self._mark(Spans.one(first, behind))
+        first, last = start >> PAGE_SHIFT, end - 1 >> PAGE_SHIFT
+        if first == last:
+            # A ring's page, or a fence's, is written again and again.
+            chunk = self._chunks.get(first >> _CHUNK_SHIFT)
+            if chunk is not None and chunk[(first & _CHUNK - 1) >> 3] >> (first & 7) & 1:
+                return
+        self._mark(first, last + 1)
 
     def mark_spans(self, spans: Spans) -> None:
         """The pages of ``spans`` were written; does nothing while inactive."""
-        if self.active:
-            self._mark(spans)
+        if not self.active:
+            return
+        if len(spans.start) <= FEW:
+            for first, behind in zip(spans.start.tolist(), spans.end.tolist(), strict=True):
+                self._mark(first, behind)
+            return
+        spans = self._part(spans)
+        borders = np.flatnonzero(np.diff(spans.start >> _CHUNK_SHIFT)) + 1
+        for low, high in pairwise((0, *borders.tolist(), len(spans.start))):
+            self._set_spans(spans.take(slice(low, high)))
+
+    def check_report(self, iova: int, length: int, page_size: int) -> None:
+        """Raise what :meth:`report` would raise for this range."""
+        if not self.active:
+            raise DmaError(errno.EINVAL, "DMA logging is off")
+        _check_range(iova, length)
+        if iova % min(page_size, PAGE_SIZE):
+            raise DmaError(
+                errno.EINVAL, f"a dirty bitmap from {iova:#x} on, where no page of {page_size} starts"
+            )
 
     def report(self, iova: int, length: int, page_size: int, written_now: Spans) -> bytes:
         """The bitmap of a range: a bit for each ``page_size`` bytes, little-endian, in whole u64s.
@@ -84,101 +106,108 @@ class DirtyLog:
         the caller has checked that the client accepts a bitmap of that size. Raises DmaError: EINVAL (not active;
         a range that is empty, or does not begin where a unit can), EOVERFLOW (it wraps).
         """
-        if not self.active:
-            raise DmaError(errno.EINVAL, "DMA logging is off")
-        _check_range(iova, length)
-        if iova % min(page_size, PAGE_SIZE):
-            raise DmaError(
-                errno.EINVAL, f"a dirty bitmap from {iova:#x} on, where no page of {page_size} starts"
-            )
-        units = _Units(iova, length, page_size)
-        written = written_now.both(self._tracked)
-        if self._everything:
-            written = self._tracked
-        for start, end in zip(
-            *(part.tolist() for part in written.clip(units.first, units.behind)), strict=True
-        ):
-            units.mark_span(start, end)
-        for pages in self._take(units.first, units.behind):
-            units.mark_pages(pages)
-            self._keep_half_pages(pages, iova, iova + length)
-        return units.pack()
+        self.check_report(iova, length, page_size)
+        bitmap = DirtyBitmap(iova, length, page_size)
+        bitmap.mark_spans(self._tracked if self._overflown else self._part(written_now))
+        # A page that is reported in part stays in the log: the other part has not been reported.
+        whole = slice(-(-iova // PAGE_SIZE), iova + length >> PAGE_SHIFT)
+        for page, bits in self._take(bitmap.first, bitmap.behind, whole):
+            bitmap.mark_bits(page, bits)
+        return bitmap.pack()
 
-    def _mark(self, spans: Spans) -> None:
-        spans = spans.both(self._tracked)
+    def _track(self, spans: Spans) -> None:
+        self._tracked = spans
+        # As lists, too: a look into an array costs more than a mark does.
+        self._starts: list[int] = spans.start.tolist()
+        self._ends: list[int] = spans.end.tolist()
+
+    def _part(self, spans: Spans) -> Spans:
+        """The part of ``spans`` that is tracked."""
+        if len(self._starts) == 1:
+            return spans.clip(self._starts[0], self._ends[0])
+        return spans.both(self._tracked)
+
+    def _mark(self, first: int, behind: int) -> None:
+        """Put the pages ``[first, behind)`` into the log as far as they are tracked."""
+        index = bisect_right(self._ends, first)
+        while index < len(self._starts) and self._starts[index] < behind:
+            self._set(max(first, self._starts[index]), min(behind, self._ends[index]))
+            index += 1
+
+    def _set(self, first: int, behind: int) -> None:
+        while first < behind:
+            number = first >> _CHUNK_SHIFT
+            chunk = self._chunks.get(number) or self._new_chunk(number)
+            if chunk is None:
+                return
+            base = number << _CHUNK_SHIFT
+            stop = min(behind, base + _CHUNK)
+            _set_bits(chunk, first - base, stop - base)
+            first = stop
+
+    def _set_spans(self, spans: Spans) -> None:
+        """Put spans that begin in the same bitmap into the log."""
+        if len(spans.start) > FEW:
+            number = int(spans.start[0]) >> _CHUNK_SHIFT
+            chunk = self._chunks.get(number) or self._new_chunk(number)
+            if chunk is None:
+                return
+            base = number << _CHUNK_SHIFT
+            bits = filled(spans.start[:-1] - base, spans.end[:-1] - base, _CHUNK)
+            array = np.frombuffer(chunk, np.uint8)
+            array |= np.packbits(bits, bitorder="little")
+            # Only the last one can reach into other bitmaps.
+            spans = spans.take(slice(-1, None))
         for first, behind in zip(spans.start.tolist(), spans.end.tolist(), strict=True):
             self._set(first, behind)
 
-    def _set(self, first: int, behind: int) -> None:
-        while first < behind and not self._everything:
-            number = first >> _CHUNK_SHIFT
-            base = number << _CHUNK_SHIFT
-            stop = min(behind, base + _CHUNK)
-            bits = _FULL if stop - first == _CHUNK else (1 << stop - first) - 1 << first - base
-            self._chunks[number] = self._chunks.get(number, 0) | bits
-            if len(self._chunks) > self._max_chunks:
-                self._everything = True
-                self._chunks.clear()
-                self._on_overflow()
-            first = stop
+    def _new_chunk(self, number: int) -> bytearray | None:
+        """An empty bitmap; None where no more may be kept, and everything counts as written."""
+        if self._overflown:
+            return None
+        if len(self._chunks) >= self._max_chunks:
+            self._overflown = True
+            self._chunks.clear()
+            self._on_overflow()
+            return None
+        chunk = self._chunks[number] = bytearray(_CHUNK_BYTES)
+        return chunk
 
-    def _take(self, first: int, behind: int) -> Iterator[Ints]:
-        """The logged pages of ``[first, behind)``, bitmap by bitmap; they are in the log no longer."""
+    def _take(self, first: int, behind: int, whole: slice) -> Iterator[tuple[int, Bits]]:
+        """The log of the pages ``[first, behind)``, bitmap by bitmap: a page number, and the bits from there on.
+
+        The pages ``whole`` of them are in the log no longer.
+        """
         low, high = first >> _CHUNK_SHIFT, (behind - 1 >> _CHUNK_SHIFT) + 1
-        few = high - low < len(self._chunks)
-        for number in range(low, high) if few else list(self._chunks):
-            if not low <= number < high or number not in self._chunks:
+        some = range(low, high) if high - low < len(self._chunks) else list(self._chunks)
+        for number in some:
+            chunk = self._chunks.get(number)
+            if chunk is None or not low <= number < high:
                 continue
-            bits = self._chunks.pop(number)
             base = number << _CHUNK_SHIFT
-            wanted = _FULL & ((1 << min(behind - base, _CHUNK)) - (1 << max(first - base, 0)))
-            if bits & ~wanted:
-                self._chunks[number] = bits & ~wanted
-            packed = np.frombuffer((bits & wanted).to_bytes(_CHUNK_BYTES, "little"), np.uint8)
-            yield np.flatnonzero(np.unpackbits(packed, bitorder="little")) + base
+            bits = np.unpackbits(np.frombuffer(chunk, np.uint8), bitorder="little").view(np.bool_)
+            start = max(first - base, 0)
+            yield base + start, bits[start : behind - base]
+            if whole.start <= base and base + _CHUNK <= whole.stop:
+                del self._chunks[number]
+                continue
+            bits[max(whole.start - base, 0) : max(whole.stop - base, 0)] = False
+            if bits.any():
+                chunk[:] = np.packbits(bits, bitorder="little").tobytes()
+            else:
+                del self._chunks[number]
 
-    def _keep_half_pages(self, pages: Ints, start: int, end: int) -> None:
-        """A page that is reported in part stays in the log: the other part has not been reported."""
-        first, last = start >> PAGE_SHIFT, end - 1 >> PAGE_SHIFT
-        for half in (first,) * (start % PAGE_SIZE > 0) + (last,) * (end % PAGE_SIZE > 0):
-            if half in pages:
-                self._set(half, half + 1)
 
-
-class _Units:
-    """The bits of a report, a unit of ``page_size`` bytes each from ``iova`` on: pages are marked, bits come out.
-
-    ``first`` and ``behind`` are the first page of all and the one behind the last.
-    """
-
-    def __init__(self, iova: int, length: int, page_size: int) -> None:
-        self.first = iova >> PAGE_SHIFT
-        self.behind = (iova + length - 1 >> PAGE_SHIFT) + 1
-        self._per_page = max(PAGE_SIZE // page_size, 1)
-        self._pages_per = max(page_size // PAGE_SIZE, 1)
-        self._skip = (iova - (self.first << PAGE_SHIFT)) // page_size
-        self._bits = np.zeros(-(-length // page_size), np.bool_)
-
-    def mark_span(self, start: int, end: int) -> None:
-        """Mark the pages ``[start, end)``, which are within the range."""
-        low = (start - self.first) // self._pages_per * self._per_page - self._skip
-        high = ((end - 1 - self.first) // self._pages_per + 1) * self._per_page - self._skip
-        self._bits[max(low, 0) : high] = True
-
-    def mark_pages(self, pages: Ints) -> None:
-        """Mark single pages, which are within the range."""
-        units = (pages - self.first) // self._pages_per * self._per_page - self._skip
-        if self._per_page == 1:
-            self._bits[units] = True
-            return
-        for unit in units.tolist():
-            self._bits[max(unit, 0) : unit + self._per_page] = True
-
-    def pack(self) -> bytes:
-        """The bitmap, in whole u64s."""
-        words = np.zeros(-(-len(self._bits) // 64) * 64, np.bool_)
-        words[: len(self._bits)] = self._bits
-        return np.packbits(words, bitorder="little").tobytes()
+def _set_bits(chunk: bytearray, low: int, high: int) -> None:
+    """Set the bits ``[low, high)``, one at least; bit 0 of byte 0 is the first."""
+    first, last = low >> 3, high - 1 >> 3
+    head, tail = 0xFF << (low & 7) & 0xFF, 0xFF >> (-high & 7)
+    if first == last:
+        chunk[first] |= head & tail
+        return
+    chunk[first] |= head
+    chunk[first + 1 : last] = b"\xff" * (last - first - 1)
+    chunk[last] |= tail
 
 
 def _check_range(iova: int, length: int) -> None:

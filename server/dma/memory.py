@@ -56,6 +56,7 @@ class GuestMemoryMap:
         self.dirty = DirtyLog(self._report_overflow)
         self._pins = PinCache(self._regions, domain, log, self.dirty, limits)
         self._unmapping: Unmapping | None = None
+        self._writes_under_way: list[tuple[int, int]] = []
         self._generation = 0
         self._closed = False
 
@@ -68,6 +69,8 @@ class GuestMemoryMap:
         try:
             if self._closed:
                 raise DmaError(errno.ENODEV, "the client is gone")
+            if self._unmapping is not None:
+                self._unmapping.finish()  # or a page that comes back could be the old one
             self._regions.check_map(iova, size, prot, offset)
         except DmaError:
             if fd is not None:
@@ -175,6 +178,8 @@ class GuestMemoryMap:
 
     def dirty_bitmap(self, iova: int, length: int, page_size: int) -> bytes:
         """What the device wrote of a range since the last time; see :meth:`DirtyLog.report`."""
+        for start, behind in self._writes_under_way:
+            self.dirty.mark(start, behind)
         end = min(iova + length + PAGE_SIZE - 1, ADDRESS_SPACE_SIZE)
         return self.dirty.report(
             iova, length, page_size, self._pins.written_spans(iova >> PAGE_SHIFT, end >> PAGE_SHIFT)
@@ -220,14 +225,24 @@ class GuestMemoryMap:
         while rest:
             region, size = self._part(address, len(rest), _WRITE)
             if region.backing is not None:
+                self.dirty.mark(address, address + size)
                 start = address + region.delta
                 region.backing.memory[_WRITE][start : start + size] = rest[:size]
             else:
-                self.messages += 1
-                await work.write_message(address, bytes(rest[:size]))
-            self.dirty.mark(address, address + size)
+                await self._write_message(address, bytes(rest[:size]))
             address += size
             rest = rest[size:]
+
+    async def _write_message(self, address: int, data: bytes) -> None:
+        self.messages += 1
+        # The client may write at any moment until its answer is seen to here, and in part where it refuses.
+        part = (address, address + len(data))
+        self._writes_under_way.append(part)
+        try:
+            await work.write_message(address, data)
+        finally:
+            self._writes_under_way.remove(part)
+            self.dirty.mark(*part)
 
     def _part(self, address: int, length: int, prot: int) -> tuple[DmaRegion, int]:
         """The region at ``address``, and how many of ``length`` bytes to move there at once."""

@@ -15,13 +15,17 @@ from protocol import (
     Acknowledgement,
     Capabilities,
     Command,
+    DeviceFeature,
     DeviceFlags,
     DeviceInfo,
     DeviceReset,
+    DmaLoggingReport,
     DmaRead,
     DmaReadReply,
     DmaWrite,
     DmaWriteReply,
+    Feature,
+    FeatureFlags,
     GetInfo,
     GetRegionInfo,
     Message,
@@ -342,3 +346,33 @@ async def test_a_request_after_the_block_fails() -> None:
         client, _ = await stack.enter_async_context(greeted())
     with pytest.raises(ConnectionError):
         await client.reset()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        DmaLoggingReport(4096, 4096, 4096, bytes(8)),
+        DmaLoggingReport(0, 8192, 4096, bytes(8)),
+        DmaLoggingReport(0, 4096, 8192, bytes(8)),
+        DmaLoggingReport(0, 4096, 4096),
+    ],
+)
+async def test_a_report_of_another_range_is_a_protocol_error(wrong: DmaLoggingReport) -> None:
+    async with greeted() as (client, server):
+        reply = DeviceFeature(Feature.DMA_LOGGING_REPORT, FeatureFlags.GET, wrong.pack())
+        error = await both(
+            lambda: client.report_dma_logging(0, 4096),
+            server,
+            encode_reply(0, Command.DEVICE_FEATURE, reply),
+        )
+        assert isinstance(error, ProtocolError)
+
+
+async def test_a_report_leaves_room_for_its_bitmap() -> None:
+    async with greeted() as (client, server):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outcome, lambda: client.report_dma_logging(0, 65 * 4096, 4096))
+            request = DeviceFeature.unpack((await server.message()).payload)
+            nursery.cancel_scope.cancel()
+        assert request.argsz == 8 + 24 + 16
+        assert DmaLoggingReport.unpack(request.data) == DmaLoggingReport(0, 65 * 4096, 4096)

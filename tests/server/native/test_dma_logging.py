@@ -137,8 +137,7 @@ async def test_a_page_that_is_pinned_for_writing_is_dirty_each_time_until_it_is_
 async def test_a_report_is_in_the_units_that_it_asks_for(
     client: VfioUserClient, device: RegisterDevice, page_size: int, expected: set[int]
 ) -> None:
-    reply = await start(client, page_size=1 << 16)
-    assert DmaLoggingControl.unpack(reply.data).page_size == 1 << 16
+    await start(client, page_size=1 << 16)
     await write(client, device, 18)
     assert await report(client, page_size) == expected
 
@@ -201,8 +200,8 @@ async def test_a_probe_finds_the_operations_that_there_are(
     probe = DeviceFeature(feature, FeatureFlags.PROBE | flags)
     assert await client.device_feature(probe) == probe
     other = flags ^ FeatureFlags.GET ^ FeatureFlags.SET
-    assert await refusal(client, DeviceFeature(feature, FeatureFlags.PROBE | other)) == errno.ENOTTY
-    assert await refusal(client, DeviceFeature(feature, other)) == errno.ENOTTY
+    assert await refusal(client, DeviceFeature(feature, FeatureFlags.PROBE | other)) == errno.EINVAL
+    assert await refusal(client, DeviceFeature(feature, other)) == errno.EINVAL
 
 
 async def test_a_bitmap_that_does_not_fit_the_request_stays_in_the_log(
@@ -242,7 +241,7 @@ async def test_starting_twice_too_many_ranges_and_ranges_that_wrap_are_refused(
         return DeviceFeature(Feature.DMA_LOGGING_START, FeatureFlags.SET, data)
 
     assert await refusal(client, request(LoggingRange((1 << 64) - 1, 2))) == errno.EOVERFLOW
-    assert await refusal(client, request(*[LoggingRange(0, PAGE)] * 4097)) == errno.EINVAL
+    assert await refusal(client, request(*[LoggingRange(0, PAGE)] * 4097)) == errno.E2BIG
     await start(client)
     assert await refusal(client, request()) == errno.EINVAL
 
