@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from server.dma.address_space import PAGE_SHIFT, PAGE_SIZE
+from server.dma.address_space import PAGE_SHIFT, PAGE_SIZE, AddressSpace
 from server.dma.domain import DmaDomain, DmaSegment, FileRun
 from server.dma.domains.page_pinning import MAX_PIN_BYTES, PagePins
 from server.dma.errors import DmaDomainUnavailable, DmaError
@@ -23,6 +23,8 @@ _ENTRY_BYTES: Final = 8
 _PRESENT: Final = np.uint64(1 << 63)
 _PFN: Final = np.uint64((1 << 55) - 1)
 """Documentation/admin-guide/mm/pagemap.rst: bits 0 to 54 of an entry, all 0 without CAP_SYS_ADMIN."""
+_LOOKS: Final = 5
+"""How often to look for a page's number before giving up."""
 
 
 class NoIommuDomain(DmaDomain):
@@ -30,8 +32,7 @@ class NoIommuDomain(DmaDomain):
 
     A run is pinned as a whole, and let go when the last of its pages is unmapped: until then the others merely
     stay in memory. Two guest pages that alias one page of a file have the same dma_addr; each has a pin that covers
-    it, and either will do for the other. About 100 bytes per page are kept here, since physical addresses
-    follow each other rarely.
+    it, and either will do for the other. 70 to 100 bytes per page are kept here.
     """
 
     name = "noiommu"
@@ -55,7 +56,7 @@ class NoIommuDomain(DmaDomain):
 
     @property
     def max_runs(self) -> int:
-        """No limit of runs that lie apart; the pins themselves are limited, and ENOMEM says so."""
+        """No limit of runs that lie apart; the pins themselves are limited, and OutOfRuns says so."""
         return 1 << 52
 
     def map_runs(self, runs: Sequence[FileRun], *, writable: bool) -> list[DmaSegment]:  # noqa: ARG002
@@ -70,9 +71,8 @@ class NoIommuDomain(DmaDomain):
                     )
                 for start in range(offset, offset + length, MAX_PIN_BYTES):
                     size = min(MAX_PIN_BYTES, offset + length - start)
-                    address = backing.space.address + start
-                    slots.append(self._pins.pin(address, size))
-                    pinned.append(_frames(self._pagemap, address, size))
+                    slots.append(self._pins.pin(backing.space.address + start, size))
+                    pinned.append(_frames(self._pagemap, backing.space, start, size))
         except OSError:
             for slot in slots:
                 self._pins.unpin(slot)
@@ -126,21 +126,32 @@ class NoIommuDomain(DmaDomain):
         return slot
 
 
-def _frames(pagemap: int, address: int, length: int) -> Ints:
-    """The page frame numbers of memory that is there. Raises DmaError (EFAULT) where a page is not."""
-    data = os.pread(pagemap, length // PAGE_SIZE * _ENTRY_BYTES, address // PAGE_SIZE * _ENTRY_BYTES)
-    entries = np.frombuffer(data, np.uint64)
+def _frames(pagemap: int, space: AddressSpace, offset: int, length: int) -> Ints:
+    """The page frame numbers of pinned pages. Raises DmaError (EFAULT) where they cannot be had.
+
+    A pinned page stays where it is, but the entry of the page table that says so can be gone for a moment: reclaim
+    and migration take it out before they find that the page is pinned. Touching the page brings it back.
+    """
+    address = space.address + offset
+    for _ in range(_LOOKS):
+        data = os.pread(pagemap, length // PAGE_SIZE * _ENTRY_BYTES, address // PAGE_SIZE * _ENTRY_BYTES)
+        entries = np.frombuffer(data, np.uint64)
+        absent = np.flatnonzero(entries & _PRESENT == 0)
+        if not len(absent):
+            break
+        for page in absent.tolist():
+            space.view[offset + page * PAGE_SIZE]
     frames = (entries & _PFN).astype(np.int64)
-    if len(entries) != length // PAGE_SIZE or not (entries & _PRESENT).all() or not frames.all():
-        raise DmaError(errno.EFAULT, "a page has no physical address")
+    if len(absent) or len(frames) != length // PAGE_SIZE or not frames.all():
+        raise DmaError(errno.EFAULT, "the kernel does not say where a pinned page is")
     return frames
 
 
 def _check_privilege(pagemap: int) -> None:
-    page = np.ones(2 * PAGE_SIZE, np.uint8)  # touched, so that it is there
-    address = (page.ctypes.data + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE
+    space = AddressSpace(PAGE_SIZE)
+    space.view[0] = 1  # so that there is a page
     try:
-        _frames(pagemap, address, PAGE_SIZE)
+        _frames(pagemap, space, 0, PAGE_SIZE)
     except DmaError:
         raise DmaDomainUnavailable(
             f"{_NEEDS_ROOT}: {_PAGEMAP} hides physical addresses without CAP_SYS_ADMIN"

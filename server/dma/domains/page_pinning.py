@@ -7,16 +7,19 @@ are (linux/io_uring.h, IORING_REGISTER_BUFFERS2; io_uring/rsrc.c). The ring itse
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 from struct import Struct
 from typing import Final
 
+from server.dma.domain import OutOfRuns
 from server.dma.errors import DmaDomainUnavailable, DmaError
 
 SYS_IO_URING_SETUP: Final = 425
 SYS_IO_URING_REGISTER: Final = 427
+IORING_UNREGISTER_BUFFERS: Final = 1
 IORING_REGISTER_BUFFERS2: Final = 15
 IORING_REGISTER_BUFFERS_UPDATE: Final = 16
 IORING_RSRC_REGISTER_SPARSE: Final = 1
@@ -54,6 +57,7 @@ class PagePins:
                 "sysctl kernel.io_uring_disabled=0, and a container that permits it"
             ) from error
         self._free = list(range(MAX_SLOTS - 1, -1, -1))
+        self._stuck: list[int] = []
 
     @property
     def free_slots(self) -> int:
@@ -63,29 +67,47 @@ class PagePins:
     def pin(self, address: int, length: int) -> int:
         """Keep the pages of ``[address, address + length)`` where they are; returns the slot.
 
-        The memory must be writable (the kernel pins for writing, FOLL_WRITE). Raises OSError: ENOMEM (no slot, or over
-        RLIMIT_MEMLOCK), EFAULT (not writable, or not there).
+        The memory must be writable (the kernel pins for writing, FOLL_WRITE). Raises OSError: OutOfRuns (no slot),
+        ENOMEM (over RLIMIT_MEMLOCK), EFAULT (not writable, not there, or of a file system whose pages it does not pin).
         """
+        self._retry()
         if not self._free:
-            raise DmaError(errno.ENOMEM, f"more than {MAX_SLOTS} ranges of pinned pages")
+            raise OutOfRuns(MAX_SLOTS, "ranges of pinned pages in an io_uring")
         slot = self._free.pop()
         try:
             self._update(slot, address, length)
-        except OSError:
+        except OSError as error:
             self._free.append(slot)
+            if error.errno == errno.EFAULT:
+                raise DmaError(
+                    errno.EFAULT, "the kernel does not pin memory of this file: use a memfd"
+                ) from error
             raise
         return slot
 
     def unpin(self, slot: int) -> None:
-        """Let the pages of a slot move again."""
-        self._update(slot, 0, 0)
-        self._free.append(slot)
+        """Let the pages of a slot move again; where the kernel cannot do so now, later. Never fails."""
+        self._stuck.append(slot)
+        self._retry()
 
     def close(self) -> None:
         """Let go of all of them. Calling it again does nothing."""
         if self._fd >= 0:
+            # A ring that is closed with buffers lets go of them some time later.
+            with contextlib.suppress(OSError):
+                _call(SYS_IO_URING_REGISTER, self._fd, IORING_UNREGISTER_BUFFERS, None, 0)
             os.close(self._fd)
             self._fd = -1
+
+    def _retry(self) -> None:
+        stuck, self._stuck = self._stuck, []
+        for slot in stuck:
+            try:
+                self._update(slot, 0, 0)
+            except OSError:
+                self._stuck.append(slot)
+            else:
+                self._free.append(slot)
 
     def _update(self, slot: int, address: int, length: int) -> None:
         vector = ctypes.create_string_buffer(IOVEC.pack(address, length), IOVEC.size)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
-from server.dma.address_space import PAGE_SIZE
-from server.dma.backing import BackingFile
-from server.dma.domain import DmaDomain, DmaSegment, FileRun
+from server.dma.address_space import PAGE_SHIFT, PAGE_SIZE
+from server.dma.domain import DmaDomain, DmaSegment, FileRun, OutOfRuns
 from server.dma.domains.iova import IovaAllocator
+from server.dma.domains.lingering import FileView, LingeringPages
 from server.dma.domains.vfio import MapFlags, VfioContainer
 from server.dma.errors import DmaDomainUnavailable, DmaError
 from server.dma.sorted_map import SortedMap
@@ -25,7 +25,11 @@ class Type1Domain(DmaDomain):
     change those of a mapping that is in use, and taking it away for a moment would make DMA in flight fault. For the
     same reason a mapping goes as a whole, when the last of its pages is unmapped. Until then the device still
     reaches the others, which linger: :meth:`stats` counts them, and a page of them that is mapped again is where it
-    was. Nothing lingers beyond its DMA region, because a region's pages are all unmapped before it goes.
+    was. Nothing lingers beyond its DMA region, because a region's pages are all unmapped before it goes, unless
+    another region shows a page of the same mapping.
+
+    Who else maps in the container should keep to addresses of more than ``dma_bits`` bits. Addresses that are taken
+    all the same are passed over.
     """
 
     name = "type1"
@@ -33,74 +37,67 @@ class Type1Domain(DmaDomain):
 
     def __init__(self, container: VfioContainer, dma_bits: int = 64) -> None:
         """Use ``container``, which outlives this; addresses have ``dma_bits`` bits. Raises DmaDomainUnavailable."""
+        if container.page_size > PAGE_SIZE:
+            raise DmaDomainUnavailable(
+                f"the IOMMU maps {container.page_size} bytes at least, and memory comes in pages of {PAGE_SIZE}"
+            )
         self._container = container
         self._iovas = IovaAllocator()
         limit = min(1 << dma_bits, _MAX_IOVA)
         for start, end in container.ranges:
             # Address 0 is no page's: engines take it for "none".
-            first, behind = max(start, PAGE_SIZE), min(end, limit) & -PAGE_SIZE
+            first, behind = max(start + PAGE_SIZE - 1 & -PAGE_SIZE, PAGE_SIZE), min(end, limit) & -PAGE_SIZE
             if first < behind:
                 self._iovas.add(first, behind - first)
         if not self._iovas.free_bytes:
             raise DmaDomainUnavailable(f"the IOMMU has no addresses of {dma_bits} bits")
         self._mappings: SortedMap[_Mapping] = SortedMap()
-        self._lingering: dict[tuple[BackingFile, int], int] = {}
+        self._lingering = LingeringPages()
         self._stuck: list[_Mapping] = []
 
     @property
     def max_runs(self) -> int:
-        """No limit of its own: the kernel counts mappings of all who use the container, and ENOMEM says so."""
+        """No limit of its own: the kernel counts mappings of all who use the container, and OutOfRuns says so."""
         return 1 << 52
 
     def map_runs(self, runs: Sequence[FileRun], *, writable: bool) -> list[DmaSegment]:  # noqa: ARG002
-        """Raises OSError (ENOMEM, EFAULT) with nothing changed."""
+        """Raises OSError with nothing changed: ENOMEM, OutOfRuns, or EFAULT where the kernel cannot pin the memory."""
+        self._retry()
         pieces = list(self._pieces(runs))
-        fresh = sum(run.length for run, lingering in pieces if lingering is None)
-        base = cursor = self._iovas.alloc(fresh) if fresh else 0
-        made: list[_Mapping] = []
-        segments: list[DmaSegment] = []
+        fresh = [piece.run for piece in pieces if piece.iova is None]
         try:
-            for run, lingering in pieces:
-                if lingering is None:
-                    made.append(self._map(run, cursor))
-                    cursor += run.length
-                _append(segments, made[-1].iova if lingering is None else lingering, run.length)
-        except OSError as error:
-            for mapping in made:
-                self._drop(mapping)
-            self._iovas.free(cursor, base + fresh - cursor)
-            if error.errno == errno.ENOSPC:
-                raise DmaError(errno.ENOMEM, "the IOMMU takes no more mappings (dma_entry_limit)") from error
+            cursor = self._map(fresh) if fresh else 0
+        except OSError:
+            for run, iova in pieces:
+                if iova is not None:
+                    self._linger(run, iova)
             raise
-        for run, lingering in pieces:
-            if lingering is not None:
-                del self._lingering[run.backing, run.offset]
-                self._at(lingering).live += run.length
+        segments: list[DmaSegment] = []
+        for run, iova in pieces:
+            if iova is None:
+                iova, cursor = cursor, cursor + run.length
+            else:
+                for mapping, start, end in self._parts(iova, run.length):
+                    mapping.live += end - start
+            _append(segments, iova, run.length)
         return segments
 
     def unmap(self, dma_addr: int, length: int) -> None:
         """A mapping of which pages are left lingers with what is unmapped of it."""
         self._retry()
-        end = dma_addr + length
-        while dma_addr < end:
-            mapping = self._at(dma_addr)
-            stop = min(end, mapping.iova + mapping.length)
-            mapping.live -= stop - dma_addr
+        for mapping, start, end in list(self._parts(dma_addr, length)):
+            mapping.live -= end - start
             if mapping.live:
-                for iova in range(dma_addr, stop, PAGE_SIZE):
-                    self._lingering[mapping.file_page(iova)] = iova
+                self._linger(mapping.part(start, end), start)
             else:
-                self._forget(mapping, whole=stop - dma_addr == mapping.length)
-            dma_addr = stop
+                if end - start < mapping.run.length:
+                    self._lingering.forget(*_file_pages(mapping.run, mapping.iova))
+                self._drop(mapping)
 
     def make_writable(self, dma_addr: int, length: int) -> None:
         """Whatever the client permits is permitted already. Raises DmaError (EPERM) for a file that is read-only."""
-        end = dma_addr + length
-        while dma_addr < end:
-            mapping = self._at(dma_addr)
-            if not mapping.flags & MapFlags.WRITE:
-                raise DmaError(errno.EPERM, "the client's file is open for reading only")
-            dma_addr = mapping.iova + mapping.length
+        if not all(_view(mapping.run).writable for mapping, _, _ in self._parts(dma_addr, length)):
+            raise DmaError(errno.EPERM, "the client's file is open for reading only")
 
     def view(self, dma_addr: int, length: int) -> memoryview | None:  # noqa: ARG002 - the interface's
         """None: the CPU sees the memory where the client's file is mapped."""
@@ -108,55 +105,81 @@ class Type1Domain(DmaDomain):
 
     def stats(self) -> dict[str, object]:
         """How many mappings there are, how many the kernel has left, and how many pages linger."""
+        lingering = sum(mapping.run.length - mapping.live for mapping in self._mappings.values())
         return {
             "iommu_mappings": len(self._mappings),
             "iommu_mappings_left": self._container.available,
-            "lingering_pages": len(self._lingering),
+            "lingering_pages": lingering // PAGE_SIZE,
         }
 
     def close(self) -> None:
         """Take back what could not be taken back before. The container stays its owner's."""
         self._retry()
 
-    def _pieces(self, runs: Sequence[FileRun]) -> Iterator[tuple[FileRun, int | None]]:
-        """The runs, cut where pages linger, and the address of those that do."""
-        if not self._lingering:
-            yield from ((run, None) for run in runs)
-            return
-        claimed: set[int] = set()  # a list may name a page twice, by guest addresses that alias it
+    def _pieces(self, runs: Sequence[FileRun]) -> Iterator[_Piece]:
+        """The runs, cut where pages linger, which are taken from those that do."""
         for run in runs:
-            start, end = run.offset, run.offset + run.length
-            for page in range(start, end, PAGE_SIZE):
-                iova = self._lingering.get((run.backing, page))
-                if iova is None or iova in claimed or self._at(iova).flags != _flags(run):
-                    continue
-                claimed.add(iova)
-                if start < page:
-                    yield run._replace(offset=start, length=page - start), None
-                yield run._replace(offset=page, length=PAGE_SIZE), iova
-                start = page + PAGE_SIZE
-            if start < end:
-                yield run._replace(offset=start, length=end - start), None
+            if not self._lingering:
+                yield _Piece(run, None)
+                continue
+            cursor, run_end = run.offset, run.offset + run.length
+            view, first, behind, _ = _file_pages(run, 0)
+            for start, end, dma in self._lingering.take(view, first, behind):
+                offset = start << PAGE_SHIFT
+                if cursor < offset:
+                    yield _Piece(run._replace(offset=cursor, length=offset - cursor), None)
+                cursor = end << PAGE_SHIFT
+                yield _Piece(run._replace(offset=offset, length=cursor - offset), dma << PAGE_SHIFT)
+            if cursor < run_end:
+                yield _Piece(run._replace(offset=cursor, length=run_end - cursor), None)
 
-    def _map(self, run: FileRun, iova: int) -> _Mapping:
-        mapping = _Mapping(iova, run)
-        self._container.map_dma(iova, run.backing.space.address + run.offset, run.length, mapping.flags)
-        self._mappings[iova] = mapping
-        return mapping
+    def _map(self, runs: Sequence[FileRun]) -> int:
+        """Map runs one behind the other; returns the address of the first. Raises OSError with nothing changed."""
+        length = sum(run.length for run in runs)
+        while True:
+            base = cursor = self._iovas.alloc(length)
+            try:
+                for run in runs:
+                    self._map_one(run, cursor)
+                    cursor += run.length
+            except OSError as error:
+                for mapping, _, _ in list(self._parts(base, cursor - base)):
+                    self._drop(mapping)
+                if error.errno == errno.EEXIST:
+                    # Somebody else's, now and later: these addresses are not freed.
+                    cursor += run.length
+                if cursor < base + length:
+                    self._iovas.free(cursor, base + length - cursor)
+                if error.errno != errno.EEXIST:
+                    raise
+            else:
+                return base
 
-    def _at(self, iova: int) -> _Mapping:
-        mapping = self._mappings.floor(iova)
-        if mapping is None or iova >= mapping.iova + mapping.length:
-            raise KeyError(f"{iova:#x} is not mapped")
-        return mapping
+    def _map_one(self, run: FileRun, iova: int) -> None:
+        flags = MapFlags.READ | MapFlags.WRITE if _view(run).writable else MapFlags.READ
+        try:
+            self._container.map_dma(iova, run.backing.space.address + run.offset, run.length, flags)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise OutOfRuns(len(self._mappings), "vfio_iommu_type1.dma_entry_limit") from error
+            if error.errno == errno.ENOMEM:
+                raise DmaError(errno.ENOMEM, "no more memory may be locked (RLIMIT_MEMLOCK)") from error
+            raise
+        self._mappings[iova] = _Mapping(iova, run)
 
-    def _forget(self, mapping: _Mapping, *, whole: bool) -> None:
-        """The last pages of ``mapping`` are unmapped; ``whole``: they are all that it has."""
-        if not whole:
-            for iova in range(mapping.iova, mapping.iova + mapping.length, PAGE_SIZE):
-                if self._lingering.get(mapping.file_page(iova)) == iova:
-                    del self._lingering[mapping.file_page(iova)]
-        self._drop(mapping)
+    def _parts(self, iova: int, length: int) -> Iterator[tuple[_Mapping, int, int]]:
+        """The mappings of a range, and which addresses of it each has."""
+        end = iova + length
+        while iova < end:
+            mapping = self._mappings.floor(iova)
+            if mapping is None or iova >= mapping.end:
+                raise KeyError(f"{iova:#x} is not mapped")
+            stop = min(end, mapping.end)
+            yield mapping, iova, stop
+            iova = stop
+
+    def _linger(self, run: FileRun, iova: int) -> None:
+        self._lingering.add(*_file_pages(run, iova))
 
     def _drop(self, mapping: _Mapping) -> None:
         self._mappings.pop(mapping.iova)
@@ -169,34 +192,47 @@ class Type1Domain(DmaDomain):
 
     def _give_back(self, mapping: _Mapping) -> None:
         try:
-            self._container.unmap_dma(mapping.iova, mapping.length)
+            self._container.unmap_dma(mapping.iova, mapping.run.length)
         except OSError:
             self._stuck.append(mapping)  # its addresses stay out of use, and it is tried again
         else:
-            self._iovas.free(mapping.iova, mapping.length)
+            self._iovas.free(mapping.iova, mapping.run.length)
+
+
+class _Piece(NamedTuple):
+    """What to map: it lingers at ``iova``, or nowhere."""
+
+    run: FileRun
+    iova: int | None
 
 
 class _Mapping:
     """A mapping of the IOMMU; ``live`` bytes of it are in use."""
 
-    __slots__ = ("flags", "iova", "length", "live", "run")
+    __slots__ = ("iova", "live", "run")
 
     def __init__(self, iova: int, run: FileRun) -> None:
         self.iova = iova
         self.run = run
-        self.length = run.length
         self.live = run.length
-        self.flags = _flags(run)
 
-    def file_page(self, iova: int) -> tuple[BackingFile, int]:
-        """Which page of which file is at ``iova``."""
-        return self.run.backing, self.run.offset + iova - self.iova
+    @property
+    def end(self) -> int:
+        return self.iova + self.run.length
+
+    def part(self, start: int, end: int) -> FileRun:
+        """What is mapped at the addresses ``[start, end)``."""
+        return self.run._replace(offset=self.run.offset + start - self.iova, length=end - start)
 
 
-def _flags(run: FileRun) -> MapFlags:
-    if run.may_write and run.backing.writable:
-        return MapFlags.READ | MapFlags.WRITE
-    return MapFlags.READ
+def _view(run: FileRun) -> FileView:
+    """Devices may do what the client permits, within what its file permits."""
+    return FileView(run.backing, run.may_write and run.backing.writable)
+
+
+def _file_pages(run: FileRun, iova: int) -> tuple[FileView, int, int, int]:
+    """The pages of a run in its file, and the page number of ``iova``."""
+    return _view(run), run.offset >> PAGE_SHIFT, run.offset + run.length >> PAGE_SHIFT, iova >> PAGE_SHIFT
 
 
 def _append(segments: list[DmaSegment], dma_addr: int, length: int) -> None:

@@ -94,15 +94,15 @@ class VfioContainer:
     """An IOMMU context. Made by :meth:`open` or :meth:`adopt`; :meth:`close` gives it back.
 
     ``ranges`` are the IO virtual addresses that may be used, the first and the one behind the last: what is reserved,
-    such as the window of message signalled interrupts, is left out.
+    such as the window of message signalled interrupts, is left out. ``page_size`` is the smallest that the IOMMU has.
     """
 
     def __init__(self, fd: int, group_fd: int = -1, ioctl: Ioctl = kernel_ioctl) -> None:
         """Take over the fds of a container that has its IOMMU set. Raises OSError."""
         self._ioctl = ioctl
         self._fd = fd
-        self.ranges = self._iova_ranges()
         self._group_fd = group_fd
+        self.page_size, self.ranges = self._limits()
 
     @classmethod
     def open(cls, group: int) -> VfioContainer:
@@ -126,18 +126,20 @@ class VfioContainer:
     def adopt(cls, fd: int) -> VfioContainer:
         """The container ``fd`` of whoever drives the assigned device: a group can be opened only once.
 
-        The IO virtual addresses of the container are all used as if nobody else mapped any. Raises
-        DmaDomainUnavailable where the fd is no container, or has no type1 IOMMU; it stays the caller's then.
+        Raises DmaDomainUnavailable where the fd is no container, or has no type1 IOMMU; it stays the caller's then.
         """
         try:
             return cls(fd)
-        except OSError as error:
+        except (OSError, ValueError, OverflowError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
             raise DmaDomainUnavailable(
-                f"fd {fd} is not a VFIO container with its IOMMU set: {error.strerror}"
+                f"fd {fd} is not a VFIO container with its IOMMU set: {reason}"
             ) from error
 
     def device(self, name: str) -> int:
-        """A new fd of device ``name`` ("0000:00:04.0") of the group. Raises OSError."""
+        """A new fd of device ``name`` ("0000:00:04.0") of the group. Raises OSError; ENODEV if this was adopted."""
+        if self._group_fd < 0:
+            raise OSError(errno.ENODEV, "the group of an adopted VFIO container is another process's")
         return self._ioctl(self._group_fd, VfioIoctl.GROUP_GET_DEVICE_FD, bytearray(name.encode() + b"\0"))
 
     def map_dma(self, iova: int, vaddr: int, size: int, flags: MapFlags) -> None:
@@ -159,7 +161,7 @@ class VfioContainer:
     @property
     def available(self) -> int | None:
         """How many more mappings the kernel takes; None where it does not say."""
-        data = self._capabilities().get(IommuCapability.DMA_AVAIL)
+        data = _capabilities(self._info()).get(IommuCapability.DMA_AVAIL)
         return None if data is None else int(COUNT.unpack_from(data, CAPABILITY.size)[0])
 
     def close(self) -> None:
@@ -169,27 +171,36 @@ class VfioContainer:
                 os.close(fd)
         self._fd = self._group_fd = -1
 
-    def _iova_ranges(self) -> tuple[tuple[int, int], ...]:
-        data = self._capabilities().get(IommuCapability.IOVA_RANGE)
+    def _limits(self) -> tuple[int, tuple[tuple[int, int], ...]]:
+        info = self._info()
+        _, _, page_sizes, _, _ = IOMMU_INFO.unpack_from(info)
+        data = _capabilities(info).get(IommuCapability.IOVA_RANGE)
         if data is None:
-            return ((0, 1 << 64),)
+            # The container has mediated devices alone, which take any address, or Linux is older than 5.4.
+            return page_sizes & -page_sizes, ((0, 1 << 64),)
         (count,) = COUNT.unpack_from(data, CAPABILITY.size)
         ranges = (RANGE.unpack_from(data, RANGES_AT + index * RANGE.size) for index in range(count))
-        return tuple((start, last + 1) for start, last in ranges)
+        return page_sizes & -page_sizes, tuple((start, last + 1) for start, last in ranges)
 
-    def _capabilities(self) -> dict[int, bytes]:
-        """The capabilities of the IOMMU by number, header included."""
+    def _info(self) -> bytearray:
+        """struct vfio_iommu_type1_info, and the capabilities behind it."""
         size, info = IOMMU_INFO.size, bytearray()
         while size > len(info):
             info = bytearray(IOMMU_INFO.pack(size, 0, 0, 0, 0).ljust(size, b"\0"))
             self._ioctl(self._fd, VfioIoctl.IOMMU_GET_INFO, info)
-            size, flags, _, offset, _ = IOMMU_INFO.unpack_from(info)
-        found: dict[int, bytes] = {}
-        while flags & IommuInfoFlags.CAPS and offset:
-            number, _, following = CAPABILITY.unpack_from(info, offset)
-            found[number] = bytes(info[offset:])
-            offset = following
-        return found
+            size = IOMMU_INFO.unpack_from(info)[0]
+        return info
+
+
+def _capabilities(info: bytearray) -> dict[int, bytes]:
+    """The capabilities of an IOMMU by number, header included."""
+    _, flags, _, offset, _ = IOMMU_INFO.unpack_from(info)
+    found: dict[int, bytes] = {}
+    while flags & IommuInfoFlags.CAPS and offset:
+        number, _, following = CAPABILITY.unpack_from(info, offset)
+        found[number] = bytes(info[offset:])
+        offset = following
+    return found
 
 
 def _open(path: Path, fix: str) -> int:

@@ -81,3 +81,15 @@ def test_a_range_larger_than_any_hole_is_out_of_memory() -> None:
     with pytest.raises(DmaError) as caught:
         iovas.alloc(3 * PAGE_SIZE)
     assert caught.value.errno == errno.ENOMEM
+
+
+def test_ranges_with_something_reserved_between_them_never_become_one() -> None:
+    iovas = IovaAllocator(START, 3 * PAGE_SIZE)
+    iovas.add(START + 4 * PAGE_SIZE, 4 * PAGE_SIZE)
+    with pytest.raises(DmaError):
+        iovas.alloc(5 * PAGE_SIZE)
+    ranges = [iovas.alloc(length * PAGE_SIZE) for length in (3, 4)]
+    assert ranges == [START, START + 4 * PAGE_SIZE]
+    iovas.free(ranges[0], 3 * PAGE_SIZE)
+    iovas.free(ranges[1], 4 * PAGE_SIZE)
+    assert (iovas.holes, iovas.free_bytes) == (2, 7 * PAGE_SIZE)
