@@ -13,7 +13,9 @@ from typing import TypeVar
 import structlog
 import trio
 
+from devices.contract import Log
 from protocol import (
+    Agreement,
     Capabilities,
     Decoder,
     Handshake,
@@ -182,15 +184,7 @@ async def _attached(
             twin, theirs = _twin_socket(stack)
         quiet = RepeatLimit(log)
         client = ClientMessages(twin or main, quiet)
-        domain = options.make_domain()
-        stack.callback(domain.close)
-        memory = GuestMemoryMap(
-            quiet,
-            domain,
-            limits=options.limits,
-            max_regions=agreement.max_dma_maps,
-            max_data_xfer_size=min(agreement.client_max_data_xfer_size, MAX_DMA_MESSAGE),
-        )
+        memory = _memory(agreement, options, quiet, stack)
         max_data = min(agreement.client_max_data_xfer_size, MAX_DATA_XFER_SIZE)
         session = Session(engine.device, memory, client.work, quiet, max_data)
         stack.callback(session.close)
@@ -212,6 +206,19 @@ async def _attached(
             await connection.serve()
             nursery.cancel_scope.cancel()
         log.info("client_left", cut_off=decoder.in_message, **session.status())
+
+
+def _memory(agreement: Agreement, options: ConnectionOptions, log: Log, stack: ExitStack) -> GuestMemoryMap:
+    """The client's memory, over a DMA domain of its own, which ``stack`` closes."""
+    domain = options.make_domain()
+    stack.callback(domain.close)
+    return GuestMemoryMap(
+        log,
+        domain,
+        limits=options.limits,
+        max_regions=agreement.max_dma_maps,
+        max_data_xfer_size=min(agreement.client_max_data_xfer_size, MAX_DMA_MESSAGE),
+    )
 
 
 def _twin_socket(stack: ExitStack) -> tuple[MessageSocket, socket.socket]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from devices.contract import GuestRange, PinnedPages, Prot
+import pytest
+
+from devices.contract import GuestMemoryError, GuestRange, PinnedPages, Prot
 from devices.testing import FakeLog
 from server.dma.address_space import PAGE_SIZE
 from server.dma.domain import DmaDomain
@@ -97,3 +99,17 @@ class Client:
         """The client goes away."""
         self.memory.close()
         os.close(self.fd)
+
+
+def stat(client: Client, name: str) -> object:
+    """One of the counters of the client's memory."""
+    return client.memory.stats()[name]
+
+
+def errno_of_pin(client: Client, ranges: list[GuestRange], prot: Prot = READ) -> int | None:
+    """How a pin fails, with nothing changed."""
+    before = {**client.memory.stats()}
+    with pytest.raises(GuestMemoryError) as caught:
+        client.memory.pin_pages(ranges, prot, keep)
+    assert client.memory.stats() == before
+    return caught.value.errno
