@@ -62,6 +62,25 @@ async def test_the_stock_driver_draws_its_console_and_modetest_its_pattern(
         assert ("set_scanout_blob" in commands) == (blob == "on")
 
 
+async def test_retained_pages_are_found_again_when_the_guest_draws_the_same_thing_again(
+    parts: GuestParts, tmp_path: Path
+) -> None:
+    device = "virtio-gpu,width=1024,height=768"
+    async with (
+        serving(tmp_path, "--dma-retain", "64M", device=device) as server,
+        parts.boot(server.gpu()) as guest,
+    ):
+        for _ in range(3):
+            pattern = await drawn_pattern(guest, server)
+            assert top_bars(pattern) == SMPTE_TOP
+            await guest.check("killall sleep modetest; while pidof modetest; do :; done")
+        memory = (await server.status())["client"]["memory"]
+        assert memory["retained_pages"] >= PAGES_OF_MODE
+        assert memory["hits"] > 0
+        assert memory["dma_mapped_pages"] == memory["pinned_pages"] + memory["retained_pages"]
+        assert memory["locked_bytes"] <= memory["locked_limit"]
+
+
 async def test_a_screenshot_has_the_cursor_that_the_guest_shows(parts: GuestParts, tmp_path: Path) -> None:
     async with (
         serving(tmp_path, device="virtio-gpu,width=1024,height=768") as server,
