@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 from devices.display import Display
 from devices.work import Work
@@ -76,7 +76,16 @@ class GuestMemoryError(OSError):
 
 
 class PinnedPages(Protocol):
-    """A pinned scatter list. Its memory stays mapped until :meth:`release` or until the client unmaps it."""
+    """A pinned scatter list. Its memory stays mapped until :meth:`release` or until the client unmaps it.
+
+    A ``with`` block releases it at its end.
+    """
+
+    def __enter__(self) -> Self:
+        """Itself."""
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Release it."""
 
     @property
     def length(self) -> int:
@@ -103,7 +112,8 @@ class PinnedPages(Protocol):
         """The memory in order, as few pieces as possible: one piece where the ranges meet on page borders.
 
         A view is good until the next time that the device awaits or returns to its host; do not keep it.
-        Read-only unless pinned with :attr:`Prot.WRITE`. Raises :class:`GuestMemoryError` once revoked.
+        Read-only unless pinned with :attr:`Prot.WRITE`. Raises :class:`GuestMemoryError` once revoked, and where the
+        client is taking the memory away and the host has no view of its own.
         """
 
     def release(self) -> None:

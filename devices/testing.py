@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from typing import Self
 
 from devices import work
 from devices.contract import DmaSegment, GuestMemoryError, GuestRange, OnUnmap, Prot, Work
@@ -51,6 +52,12 @@ class FakePinnedPages:
     def dma_addrs(self, addresses: Sequence[int]) -> Sequence[int]:
         """The addresses themselves."""
         return [self.dma_addr(address) for address in addresses]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
 
     def views(self) -> Sequence[memoryview]:
         """One view per run of ranges that follow each other in the guest."""
@@ -130,7 +137,8 @@ class FakeMemory:
         self.holes.append(GuestRange(address, length))
         for pins in list(self.pins):
             if any(start < address + length and address < start + size for start, size in pins.ranges):
-                if pins.on_unmap(pins) and not pins.revoked:
+                wants_time = pins.on_unmap(pins)
+                if wants_time is True and not pins.revoked:
                     self.leaving.append(pins)
                 else:
                     pins.release()

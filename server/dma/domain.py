@@ -22,13 +22,15 @@ __all__ = ["DmaDomain", "DmaSegment", "FileRun", "OutOfRuns", "coalesce"]
 class FileRun(NamedTuple):
     """``length`` bytes of guest memory, whole pages, at ``offset`` in the client's file.
 
-    ``may_write`` says whether the client permits writing there, wanted now or not. A run lies in one DMA region.
+    ``may_write`` says whether the client permits writing there, wanted now or not. A run lies in one DMA region, whose
+    generation ``region`` is.
     """
 
     backing: BackingFile
     offset: int
     length: int
     may_write: bool = True
+    region: int = 0
 
 
 class OutOfRuns(DmaError):  # noqa: N818 - a condition of the domain, as StopIteration is one
@@ -76,6 +78,14 @@ class DmaDomain(ABC):
 
         Raises OSError with nothing changed.
         """
+
+    def make_readonly(self, dma_addr: int, length: int) -> None:  # noqa: B027 - not every domain can
+        """Undo :meth:`make_writable`, where that can be undone."""
+
+    @property
+    def held_pages(self) -> int:
+        """Pages that are still reached or locked although they were unmapped; they count against the limit."""
+        return 0
 
     @abstractmethod
     def view(self, dma_addr: int, length: int) -> memoryview | None:

@@ -71,4 +71,4 @@ def _file_run(region: DmaRegion, start: int, end: int) -> FileRun:
         raise GuestMemoryError(errno.EFAULT, f"the client does not share guest address {start:#x}")
     if not backing.sealed:
         backing.check_size(end + region.delta)
-    return FileRun(backing, start + region.delta, end - start, region.allows[Prot.WRITE])
+    return FileRun(backing, start + region.delta, end - start, region.allows[Prot.WRITE], region.generation)

@@ -41,7 +41,7 @@ class HostViews:
         shown = [view for view in views if view is not None]
         if len(shown) < len(views):
             return file_views(self._regions, pin.scatter.ranges(), pin.prot)
-        if len(shown) > 1 and pin.scatter.is_whole_pages_inside:
+        if len(shown) > 1 and pin.scatter.is_whole_pages_inside and not pin.scatter.repeats:
             whole = self._whole(pin, room)
             if whole is not None:
                 return [whole]
@@ -55,12 +55,12 @@ class HostViews:
             self._domain.unmap(*alias.segment)
 
     def _whole(self, pin: Pin, room: int) -> memoryview | None:
-        pieces = file_pieces(self._regions, pin.scatter.parts, pin.prot.value)
-        if len(pieces.runs) > room:
-            return None
         try:
+            pieces = file_pieces(self._regions, pin.scatter.parts, pin.prot.value)
+            if len(pieces.runs) > room:
+                return None
             segments = self._domain.map_runs(pieces.runs, writable=Prot.WRITE in pin.prot)
-        except OSError:
+        except OSError:  # no room, or the client is taking the memory away
             return None
         if len(segments) > 1:  # huge pages are contiguous where their file is
             for segment in segments:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable
 
 from server.dma.pin import Pin
 from server.dma.scatter import ScatterList
@@ -22,7 +23,7 @@ class Invalidation:
     def __init__(self, start: int, end: int) -> None:
         self.start = start
         self.end = end
-        self.waiting: Sequence[Pin] = ()
+        self.waiting: list[weakref.ref[Pin]] = []
         self.released: Callable[[], None] = _nobody_waits
 
     def touches(self, scatter: ScatterList) -> bool:
@@ -34,7 +35,12 @@ class Invalidation:
     @property
     def pending(self) -> bool:
         """Whether a holder has not let go yet."""
-        return any(not pin.revoked for pin in self.waiting)
+        while self.waiting:
+            pin = self.waiting[-1]()
+            if pin is not None and not pin.revoked and not pin.dropped:
+                return True
+            self.waiting.pop()
+        return False
 
 
 def _nobody_waits() -> None:

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from devices.contract import GuestMemoryError, Log, Prot
+from devices.contract import DmaSegment, GuestMemoryError, Log, Prot
 from server.dma.address_space import PAGE_SHIFT, PAGE_SIZE
 from server.dma.domain import DmaDomain, OutOfRuns
 from server.dma.file_runs import FilePieces, file_pieces
 from server.dma.limits import PinLimits
 from server.dma.regions import DmaRegionTable
-from server.dma.retention import excess, oldest, without
+from server.dma.retention import excess, oldest, slack, without
 from server.dma.run_rows import (
     COUNT,
     DMA,
@@ -80,12 +80,15 @@ class MappedPages:
     @property
     def runs(self) -> Sequence[PinnedRun]:
         """The runs of mapped pages by guest address, for status and tests."""
-        rows = self._runs.rows()
-        addresses = rows[[START, END, DMA]].T << PAGE_SHIFT
         return [
-            PinnedRun(*where, *counts)
-            for where, counts in zip(addresses.tolist(), rows[[COUNT, WRITERS]].T.tolist(), strict=True)
+            PinnedRun(start << PAGE_SHIFT, end << PAGE_SHIFT, dma << PAGE_SHIFT, pins, writers)
+            for start, end, dma, pins, writers, *_ in self._runs.rows().T.tolist()
         ]
+
+    @property
+    def locked(self) -> int:
+        """Pages that count against the limit: those that are mapped, and what the domain holds beyond them."""
+        return self.mapped + self._domain.held_pages
 
     @property
     def room(self) -> int:
@@ -118,7 +121,7 @@ class MappedPages:
 
     def trim(self) -> None:
         """Keep the budget of retained pages: the least recently used go first."""
-        surplus = excess(self.retained, self.limits.retain // PAGE_SIZE)
+        surplus = excess(self.retained, self._budget)
         if surplus:
             self._evict(self._runs.idle(), surplus)
 
@@ -165,11 +168,17 @@ class MappedPages:
             missing = missing.take(np.argsort(came, kind="stable"))
         try:
             self._check_permitted(found, need)
-            new = self._map(file_pieces(self._regions, missing, need), spans, need)
+            pieces = file_pieces(self._regions, missing, need)
+            self._make_room(missing.pages, len(pieces.runs) + self._cuts(found, spans), spans)
+            new = self._map(pieces, spans, need)
             self._make_writable(found, new, need)
         except OSError as exc:
             raise GuestMemoryError(exc.errno or errno.ENOMEM, f"cannot pin: {exc.strerror}") from exc
         self._count(spans, found, new, need)
+
+    def _cuts(self, found: Rows, spans: Spans) -> int:
+        """How many runs the pin would cut: each half may become a mapping of its own when it is the last to stay."""
+        return self._runs.cuts(spans) if found.shape[1] else 0
 
     def _check_permitted(self, found: Rows, need: int) -> None:
         """Raise GuestMemoryError where pages were pinned for less until now, and the client permits no more."""
@@ -182,14 +191,13 @@ class MappedPages:
         """Map ``pieces``: the runs that they are now, by guest page."""
         if not pieces.runs:
             return NO_RUNS.copy()
-        self._make_room(pieces, spans)
         writable = need & _WRITE != 0
         try:
             segments = self._domain.map_runs(pieces.runs, writable=writable)
-        except OSError:
+        except OSError as error:
             # The domain's own limits are known only when they are met: what is retained may be what meets them.
             idle = without(self._runs.idle(), spans)
-            if not idle.shape[1]:
+            if error.errno != errno.ENOMEM or not idle.shape[1]:
                 raise
             self._evict(idle, pages_of(idle))
             segments = self._domain.map_runs(pieces.runs, writable=writable)
@@ -197,36 +205,45 @@ class MappedPages:
         rows = rows_at(pieces.pages, segments, flags)
         return rows if rows.shape[1] == 1 else rows[:, np.argsort(rows[START])]
 
-    def _make_room(self, pieces: FilePieces, spans: Spans) -> None:
-        """Let retained pages go where ``pieces`` need their room, but for those in ``spans``. Raises ENOMEM."""
+    def _make_room(self, pages: int, runs: int, spans: Spans) -> None:
+        """Let retained pages go where so many more need their room, but for those in ``spans``. Raises ENOMEM."""
         limit = self.limits.max_pinned
-        over = 0
-        if limit is not None:
-            over = self.mapped + (sum(run.length for run in pieces.runs) - limit) // PAGE_SIZE
-        runs = len(self._runs) + self.aliases + len(pieces.runs)
-        full = runs > self._domain.max_runs
+        over = 0 if limit is None else -((limit - (self.locked + pages) * PAGE_SIZE) // PAGE_SIZE)
+        full = runs > self.room
         if over <= 0 and not full:
             return
         idle = without(self._runs.idle(), spans)
-        if over > pages_of(idle):
+        idle_pages = pages_of(idle)
+        if over <= idle_pages and (not full or runs <= self.room + idle.shape[1]):
+            self._evict(idle, idle_pages if full else min(over + slack(self._budget), idle_pages))
+        # Looked at again, because what is evicted may linger, and leave a hole that counts as a run.
+        if limit is not None and (self.locked + pages) * PAGE_SIZE > limit:
             self._log.warning("pin_limit_reached", limit=limit, limited_by=self.limits.limited_by)
             raise GuestMemoryError(
                 errno.ENOMEM, f"over the limit of {limit} pinned bytes ({self.limits.limited_by})"
             )
-        if full and runs - idle.shape[1] > self._domain.max_runs:
+        if runs > self.room:
             limited_by = self._domain.runs_limited_by
             self._log.warning("pin_limit_reached", runs=self._domain.max_runs, limited_by=limited_by)
             raise OutOfRuns(self._domain.max_runs, limited_by)
-        self._evict(idle, pages_of(idle) if full else over)
+
+    @property
+    def _budget(self) -> int:
+        """How many pages may be retained."""
+        return self.limits.retain // PAGE_SIZE
 
     def _make_writable(self, found: Rows, new: Rows, need: int) -> None:
         """Let the device write what was mapped for reading; takes ``new`` out of the domain where that fails."""
         if not need & _WRITE or not found.shape[1]:
             return
+        done: list[DmaSegment] = []
         try:
-            for dma_addr, length in segments_of(found[:, found[FLAGS] & _WRITABLE == 0]):
-                self._domain.make_writable(dma_addr, length)
+            for segment in segments_of(found[:, found[FLAGS] & _WRITABLE == 0]):
+                self._domain.make_writable(*segment)
+                done.append(segment)
         except OSError:
+            for segment in done:
+                self._domain.make_readonly(*segment)
             self._unmap(new)
             raise
 

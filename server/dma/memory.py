@@ -121,7 +121,7 @@ class GuestMemoryMap:
     def view(self, address: int, length: int, prot: Prot) -> memoryview | None:
         """Shared guest memory in place; see :meth:`devices.contract.GuestMemory.view`."""
         region = self._find(address)
-        if region is None or address + length > region.end:
+        if region is None or length < 0 or address + length > region.end:
             self._check(address, length, prot)
             return None
         if not region.allows[prot]:
@@ -146,7 +146,7 @@ class GuestMemoryMap:
         Raises GuestMemoryError. All of the range is checked before the first byte is read.
         """
         region = self._find(address)
-        if region is not None and address + length <= region.end and region.allows[_READ]:
+        if region is not None and 0 <= length <= region.end - address and region.allows[_READ]:
             backing = region.backing
             if backing is not None:
                 start = address + region.delta

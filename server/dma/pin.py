@@ -16,10 +16,12 @@ from devices.contract import DmaSegment, GuestMemoryError, OnUnmap, Prot
 from server.dma.address_space import PAGE_SHIFT
 from server.dma.run_rows import DMA, END, START, Rows, clipped, coalesced
 from server.dma.scatter import ScatterList
-from server.dma.spans import Ints
+from server.dma.spans import Ints, count_overlapping
 
 _HERE = str(Path(__file__).parent)
 _OFFSET = (1 << PAGE_SHIFT) - 1
+_SURPLUS_PIECES = 1 << 18
+"""Pieces that a list may have beyond one for each of its parts and of its pages' runs."""
 
 
 class PinOwner(Protocol):
@@ -60,6 +62,7 @@ class Pin:
         "_segments",
         "_translation",
         "_views",
+        "dropped",
         "on_unmap",
         "origin",
         "prot",
@@ -72,6 +75,8 @@ class Pin:
         self._segments: Sequence[DmaSegment] | None = None
         self._translation: _Translation | None = None
         self._views: Sequence[memoryview] | None = None
+        self.dropped = False
+        """Nobody holds it any more, although it was not released."""
         self.on_unmap = on_unmap
         self.origin = _caller()
         self.prot = prot
@@ -85,7 +90,10 @@ class Pin:
 
     @property
     def segments(self) -> Sequence[DmaSegment]:
-        """The DMA segments, coalesced. Raises GuestMemoryError (EINVAL) once revoked."""
+        """The DMA segments, coalesced.
+
+        Raises GuestMemoryError: EINVAL once revoked, ENOMEM for a list that names scattered memory over and over.
+        """
         self._check()
         if self._segments is None:
             self._segments = _segments(self.scatter, self._cache.lookup(self))
@@ -110,6 +118,8 @@ class Pin:
         except OverflowError:
             raise _not_pinned(next(one for one in addresses if not 0 <= one < 1 << 64)) from None
         pages = (wanted >> np.uint64(PAGE_SHIFT)).astype(np.int64)
+        if not len(table.start) and len(pages):
+            raise _not_pinned(int(wanted[0]))
         index = np.searchsorted(table.start, pages, "right") - 1
         outside = (index < 0) | (pages >= table.end[index])
         if outside.any():
@@ -153,6 +163,7 @@ class Pin:
 
     def __del__(self) -> None:
         if not getattr(self, "revoked", True):
+            self.dropped = True
             self._cache.leaked(self)
 
     def _check(self) -> None:
@@ -169,7 +180,14 @@ class Pin:
 
 def _segments(scatter: ScatterList, rows: Rows) -> list[DmaSegment]:
     """The list's DMA segments, where ``rows`` are its pages in the domain."""
-    found, part = clipped(rows, scatter.parts)
+    parts = scatter.parts
+    pieces = count_overlapping(rows[START], rows[END], parts)
+    if pieces > _SURPLUS_PIECES + 2 * (len(scatter) + rows.shape[1]):
+        # A list may name the same scattered memory as often as its maker likes.
+        raise GuestMemoryError(
+            errno.ENOMEM, f"a scatter list of {pieces} pieces, most of them many times over"
+        )
+    found, part = clipped(rows, parts)
     dma_addr = found[DMA] << PAGE_SHIFT
     length = found[END] - found[START] << PAGE_SHIFT
     head, tail = scatter.head, scatter.tail

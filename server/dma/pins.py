@@ -71,7 +71,7 @@ class PinCache:
             "pinned_pages": pages.mapped - pages.retained,
             "retained_pages": pages.retained,
             "retained_limit": pages.limits.retain // PAGE_SIZE,
-            "locked_bytes": pages.mapped * PAGE_SIZE,
+            "locked_bytes": pages.locked * PAGE_SIZE,
             "locked_limit": pages.limits.max_pinned,
             "hits": pages.hits,
             "misses": pages.misses,
@@ -110,6 +110,8 @@ class PinCache:
         This may be the garbage collector's doing, in the middle of anything: the next call sees to it.
         """
         self._dropped.append(pin)
+        if self._leaving is not None and not self._leaving.pending:
+            self._leaving.released()
 
     def invalidate(self, start: int, end: int, *, may_wait: bool = False) -> Invalidation:
         """The client takes the pages ``[start, end)`` away: tell their holders, and revoke what they kept.
@@ -124,12 +126,8 @@ class PinCache:
             return Invalidation(start, end)
         self.invalidations += 1
         self._leaving = invalidation = Invalidation(start, end)
-        holders = [pin for ref in list(self._pins.values()) if (pin := ref()) is not None]
         invalidation.waiting = [
-            pin
-            for pin in holders
-            # A callback may have released pins other than its own.
-            if not pin.revoked and pin.overlaps(start, end) and not self._tell(pin, may_wait=may_wait)
+            ref for ref in list(self._pins.values()) if not self._tell(ref(), start, end, may_wait=may_wait)
         ]
         if not invalidation.pending:
             self.finish(invalidation)
@@ -140,12 +138,13 @@ class PinCache:
         if self._leaving is not invalidation:
             return
         self._leaving = None
-        for pin in invalidation.waiting:
-            if not pin.revoked:
-                self._log.warning("unmap_timed_out", pinned_at=pin.origin, bytes=pin.length)
-                self._revoke(pin)
         # What was dropped in the meantime is in nobody's list but holds its pages.
         self._collect()
+        for ref in invalidation.waiting:
+            pin = ref()
+            if pin is not None and not pin.revoked:
+                self._log.warning("unmap_timed_out", pinned_at=pin.origin, bytes=pin.length)
+                self._revoke(pin)
         self._pages.forget_retained(Spans.one(invalidation.start, invalidation.end))
         self._pages.trim()
 
@@ -181,9 +180,13 @@ class PinCache:
             pin = self._dropped.pop()
             self._log.warning("pin_leaked", pinned_at=pin.origin, bytes=pin.length)
             self._release(pin)
+            self._pages.trim()
 
-    def _tell(self, pin: Pin, *, may_wait: bool) -> bool:
-        """Tell a holder; False where it keeps its pages for now, because it asked for time."""
+    def _tell(self, pin: Pin | None, start: int, end: int, *, may_wait: bool) -> bool:
+        """Tell the holder of a pin of ``[start, end)``; False where it keeps its pages, because it asked for time."""
+        # A callback may have released pins other than its own.
+        if pin is None or pin.revoked or not pin.overlaps(start, end):
+            return True
         wants_time: bool | None = False
         try:
             wants_time = pin.on_unmap(pin)

@@ -17,9 +17,14 @@ _SLACK: Final = 16
 """One part in so many of the budget is made free at once, so that not every release looks for the oldest pages."""
 
 
+def slack(budget: int) -> int:
+    """How many pages more than necessary go at once."""
+    return budget // _SLACK
+
+
 def excess(retained: int, budget: int) -> int:
     """How many of ``retained`` pages go when the budget is ``budget`` pages."""
-    return retained - budget + budget // _SLACK if retained > budget else 0
+    return retained - budget + slack(budget) if retained > budget else 0
 
 
 def without(idle: Rows, spans: Spans) -> Rows:

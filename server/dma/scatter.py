@@ -104,6 +104,11 @@ class ScatterList:
             return True
         return not (self._head[1:].any() or self._tail[:-1].any())
 
+    @property
+    def repeats(self) -> bool:
+        """Whether the list names a page more than once."""
+        return not self.ascending and self.parts.pages > self.spans()[0].pages
+
     def spans(self) -> tuple[Spans, Ints | None]:
         """Every page once, in ascending order, and the part that each span is from.
 

@@ -65,11 +65,21 @@ def overlapping(start: Ints, end: Ints, spans: Spans) -> tuple[Ints, Ints]:
 
     Span by span, as indexes of both. ``spans`` may be in any order and may overlap.
     """
-    low = np.searchsorted(end, spans.start, "right")
-    counts = np.searchsorted(start, spans.end, "left") - low
+    low, counts = _overlaps(start, end, spans)
     span = np.repeat(np.arange(len(low)), counts)
     index = np.arange(len(span)) + np.repeat(low - np.cumsum(counts) + counts, counts)
     return index, span
+
+
+def count_overlapping(start: Ints, end: Ints, spans: Spans) -> int:
+    """How many pairs :func:`overlapping` would give."""
+    return int(_overlaps(start, end, spans)[1].sum())
+
+
+def _overlaps(start: Ints, end: Ints, spans: Spans) -> tuple[Ints, Ints]:
+    """For each span the first range that overlaps it, and how many do."""
+    low = np.searchsorted(end, spans.start, "right")
+    return low, np.searchsorted(start, spans.end, "left") - low
 
 
 def narrowed(column: Ints) -> NDArray[np.integer]:

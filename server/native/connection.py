@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
+from collections import deque
 from contextlib import suppress
 
 import trio
@@ -63,12 +64,20 @@ class Connection:
         self._session = session
         self._client = client
         self._sleep: trio.CancelScope | None = None
+        self._held: deque[Message] = deque()
+        """Commands that came while a reply had to wait: they are served behind it."""
         session.wake = self.wake
         self._reply = bytearray(REGION_REPLY_SIZE + SHORT_DATA)
         self._reply_view = memoryview(self._reply)
 
     async def serve(self) -> None:
         """Serve until the client hangs up. Raises ProtocolError and OSError when the stream cannot go on."""
+        try:
+            await self._serve()
+        finally:
+            ReceivedFds([fd for message in self._held for fd in message.fds]).close()
+
+    async def _serve(self) -> None:
         main, work = self._main, self._session.work
         await self._serve_decoded()  # what came right behind VERSION
         turn = time.monotonic_ns()
@@ -77,7 +86,7 @@ class Connection:
             if count < 0 and not work.runnable:
                 count = main.receive_soon()
                 if count < 0:
-                    await self._wait_for_input()
+                    await self._wait_for_news(listens=True)
                     turn = time.monotonic_ns()
                     continue
             if count == 0:
@@ -96,11 +105,6 @@ class Connection:
         """See to work that was deferred, or can go on, while :meth:`serve` waits for the client."""
         if self._sleep is not None:
             self._sleep.cancel()
-
-    async def _wait_for_input(self) -> None:
-        with trio.CancelScope() as self._sleep:
-            await self._main.wait_readable()
-        self._sleep = None
 
     async def serve_twin(self, twin: MessageSocket) -> None:
         """Take replies from the twin socket until the client closes it. Raises ProtocolError."""
@@ -136,8 +140,11 @@ class Connection:
         decoder.feed(main.view[done:count], main.take_fds())
         await self._serve_decoded()
 
+    def _next_message(self) -> Message | None:
+        return self._held.popleft() if self._held else self._decoder.next_message()
+
     async def _serve_decoded(self) -> None:
-        for message in self._decoder:
+        while (message := self._next_message()) is not None:
             with ReceivedFds(message.fds) as fds:
                 later = self._serve_message(message, fds)
             if later is not None:
@@ -201,20 +208,23 @@ class Connection:
     async def _answer_later(self, header: Header, later: Later) -> None:
         """Wait until the memory is no longer in use, but not so long that the client gives up; then answer.
 
-        Nothing else of the client is served meanwhile, since what it asks next may depend on this. Deferred work
-        goes on: it may be what uses the memory.
+        No other command of the client is served meanwhile, since what it asks next may depend on this. Deferred
+        work goes on, for it may be what uses the memory, and so do the client's replies to it.
         """
         work = self._session.work
         later.unmapping.when_released(self.wake)
+        # What the decoder holds of this read is still in the buffer that the next one goes to.
+        may_read = self._decoder.idle
         with trio.move_on_after(UNMAP_SECONDS):
             while later.unmapping.pending:
                 if work.runnable:
                     work.run(WORK_SLICE_NS)
                     await trio.lowlevel.checkpoint()
                     continue
-                with trio.CancelScope() as self._sleep:
-                    await trio.sleep_forever()
-                self._sleep = None
+                listens = may_read and not self._held
+                await self._wait_for_news(listens=listens)
+                if listens and not self._take_replies():
+                    break  # the client hung up
         try:
             reply = later.reply()
         except Exception as error:
@@ -222,6 +232,27 @@ class Connection:
             return
         if not header.no_reply:
             send_reply(self._main, header, reply)
+
+    async def _wait_for_news(self, *, listens: bool) -> None:
+        with trio.CancelScope() as self._sleep:
+            if listens:
+                await self._main.wait_readable()
+            else:
+                await trio.sleep_forever()
+        self._sleep = None
+
+    def _take_replies(self) -> bool:
+        """Read while a reply has to wait: replies go to whom they are for, commands are held. False at the end."""
+        count = self._main.receive()
+        if count > 0:
+            self._decoder.feed(bytes(self._main.view[:count]), self._main.take_fds())
+            while (message := self._decoder.next_message()) is not None:
+                if message.header.is_reply:
+                    with ReceivedFds(message.fds):
+                        self._client.take_reply(message)
+                else:
+                    self._held.append(message)
+        return count != 0
 
     def _refuse(self, header: Header, error: Exception) -> None:
         code = self._session.failed(_command_name(header.command), error)

@@ -28,6 +28,7 @@ from protocol import (
 )
 from server.dma.domain import DmaDomain
 from server.dma.domains.soft import SoftDomain
+from server.dma.errors import DmaDomainUnavailable, DmaError
 from server.dma.limits import DEFAULT_LIMITS, PinLimits
 from server.dma.memory import GuestMemoryMap
 from server.engine import Engine
@@ -184,7 +185,8 @@ async def _attached(
             twin, theirs = _twin_socket(stack)
         quiet = RepeatLimit(log)
         client = ClientMessages(twin or main, quiet)
-        memory = _memory(agreement, options, quiet, stack)
+        with _refusing(main, header):
+            memory = _memory(agreement, options, quiet, stack)
         max_data = min(agreement.client_max_data_xfer_size, MAX_DATA_XFER_SIZE)
         session = Session(engine.device, memory, client.work, quiet, max_data)
         stack.callback(session.close)
@@ -209,8 +211,11 @@ async def _attached(
 
 
 def _memory(agreement: Agreement, options: ConnectionOptions, log: Log, stack: ExitStack) -> GuestMemoryMap:
-    """The client's memory, over a DMA domain of its own, which ``stack`` closes."""
-    domain = options.make_domain()
+    """The client's memory, over a DMA domain of its own, which ``stack`` closes. Raises OSError."""
+    try:
+        domain = options.make_domain()
+    except DmaDomainUnavailable as error:
+        raise DmaError(errno.ENODEV, str(error)) from error
     stack.callback(domain.close)
     return GuestMemoryMap(
         log,

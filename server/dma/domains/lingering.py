@@ -14,10 +14,11 @@ from server.dma.spans import Spans
 
 
 class FileView(NamedTuple):
-    """A file as a device may use it."""
+    """A file as a device may use it, through one DMA region."""
 
     backing: BackingFile
     writable: bool
+    region: int = 0
 
 
 class LingeringPages:

@@ -47,10 +47,12 @@ class NoIommuDomain(DmaDomain):
         try:
             _check_privilege(self._pagemap)
             self._pins = PagePins()
-        except DmaDomainUnavailable:
+        except BaseException:
             os.close(self._pagemap)
             raise
         self._pages_in: dict[int, int] = {}
+        self._pinned_in: dict[int, int] = {}
+        self._held = 0
         self._slot_of: dict[int, int] = {}
         self._other_slots_of: dict[int, list[int]] = {}
 
@@ -64,7 +66,7 @@ class NoIommuDomain(DmaDomain):
         slots: list[int] = []
         pinned: list[Ints] = []
         try:
-            for backing, offset, length, _ in runs:
+            for backing, offset, length, *_ in runs:
                 if not backing.writable:
                     raise DmaError(
                         errno.EFAULT, "a file that is open for reading only cannot be pinned in memory"
@@ -87,8 +89,10 @@ class NoIommuDomain(DmaDomain):
         for frame in range(dma_addr >> PAGE_SHIFT, dma_addr + length >> PAGE_SHIFT):
             slot = self._forget(frame)
             self._pages_in[slot] -= 1
+            self._held += 1
             if not self._pages_in[slot]:
                 del self._pages_in[slot]
+                self._held -= self._pinned_in.pop(slot)
                 self._pins.unpin(slot)
 
     def make_writable(self, dma_addr: int, length: int) -> None:
@@ -98,9 +102,14 @@ class NoIommuDomain(DmaDomain):
         """None: the CPU sees the memory where the client's file is mapped."""
         return None
 
+    @property
+    def held_pages(self) -> int:
+        """Pages that are unmapped but pinned along with others that are not."""
+        return self._held
+
     def stats(self) -> dict[str, object]:
-        """How many ranges are pinned in memory."""
-        return {"pinned_ranges": len(self._pages_in)}
+        """How many ranges are pinned in memory, and how many of their pages are not in use."""
+        return {"pinned_ranges": len(self._pages_in), "lingering_pages": self._held}
 
     def close(self) -> None:
         """Let go of everything. Calling it again does nothing."""
@@ -110,7 +119,7 @@ class NoIommuDomain(DmaDomain):
             self._pagemap = -1
 
     def _keep(self, slot: int, frames: Ints) -> None:
-        self._pages_in[slot] = len(frames)
+        self._pages_in[slot] = self._pinned_in[slot] = len(frames)
         for frame in frames.tolist():
             if self._slot_of.setdefault(frame, slot) != slot:
                 self._other_slots_of.setdefault(frame, []).append(slot)

@@ -63,7 +63,7 @@ class RecordingDomain(DmaDomain):
             raise DmaError(errno.ENOMEM, "the recording domain is full")
         self.maps += 1
         segments: list[DmaSegment] = []
-        for backing, offset, size, _ in runs:
+        for backing, offset, size, *_ in runs:
             for page in range(offset, offset + size, PAGE_SIZE):
                 if segments and segments[-1].length < self._longest:
                     segments[-1] = DmaSegment(segments[-1].dma_addr, segments[-1].length + PAGE_SIZE)
@@ -86,6 +86,11 @@ class RecordingDomain(DmaDomain):
         """Raises KeyError where a page is not mapped."""
         for page in range(dma_addr, dma_addr + length, PAGE_SIZE):
             self.pages[page] = self.pages[page]._replace(writable=True)
+
+    def make_readonly(self, dma_addr: int, length: int) -> None:
+        """Raises KeyError where a page is not mapped."""
+        for page in range(dma_addr, dma_addr + length, PAGE_SIZE):
+            self.pages[page] = self.pages[page]._replace(writable=False)
 
     def view(self, dma_addr: int, length: int) -> memoryview | None:  # noqa: ARG002 - the interface's
         """None: nothing is behind these addresses."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from server.dma.address_space import PAGE_SIZE, AddressSpace
@@ -44,7 +46,7 @@ class SoftDomain(DmaDomain):
         # Address 0 is no page's: engines take it for "none".
         self._iovas = IovaAllocator(PAGE_SIZE, self._aperture.size - PAGE_SIZE)
         self._windows: dict[BackingFile, _Window] = {}
-        self._lingering: list[tuple[int, int]] = []
+        self._lingering: deque[tuple[int, int]] = deque()
         self._max_mappings = _max_map_count() - _SPARE_MAPPINGS
 
     @property
@@ -94,9 +96,9 @@ class SoftDomain(DmaDomain):
                     self.unmap(high, end - high)
                 return
         self._unmap_small(dma_addr, length)
-        lingering, self._lingering = self._lingering, []
-        for start, size in lingering:
-            self._unmap_small(start, size)
+        # One for one: where the kernel has no mapping left, going through all of them each time would take for ever.
+        if self._lingering:
+            self._unmap_small(*self._lingering.popleft())
 
     def make_writable(self, dma_addr: int, length: int) -> None:
         """Raises OSError (ENOMEM) where the kernel has no mapping left."""
@@ -105,9 +107,22 @@ class SoftDomain(DmaDomain):
                 return
         self._aperture.protect(dma_addr, length, writable=True)
 
+    def make_readonly(self, dma_addr: int, length: int) -> None:
+        """Where the kernel has no mapping left, the pages stay writable."""
+        for window in self._windows.values():
+            if window.iova <= dma_addr < window.iova + window.length:
+                return
+        with suppress(OSError):
+            self._aperture.protect(dma_addr, length, writable=False)
+
+    @property
+    def held_pages(self) -> int:
+        """Pages that the kernel had no mapping left to take out."""
+        return sum(length for _, length in self._lingering) // PAGE_SIZE
+
     def stats(self) -> dict[str, object]:
-        """The size of the aperture, and how many more separate runs it can hold."""
-        return {"aperture_bytes": self.size, "max_runs": self.max_runs}
+        """The size of the aperture, how many runs it can hold, and what could not be taken out yet."""
+        return {"aperture_bytes": self.size, "max_runs": self.max_runs, "lingering_pages": self.held_pages}
 
     def view(self, dma_addr: int, length: int) -> memoryview:
         """A slice of the aperture; writing to pages mapped read-only through it faults."""
@@ -117,7 +132,7 @@ class SoftDomain(DmaDomain):
         base = self._iovas.alloc(length)
         cursor = base
         try:
-            for backing, offset, size, _ in coalesce(runs):
+            for backing, offset, size, *_ in coalesce(runs):
                 self._aperture.map_file(cursor, size, fd=backing.fd, file_offset=offset, writable=writable)
                 cursor += size
         except OSError:
@@ -138,7 +153,7 @@ class SoftDomain(DmaDomain):
         segments: list[DmaSegment] = []
         taken: list[tuple[_Window, int]] = []
         try:
-            for backing, offset, length, _ in runs:
+            for backing, offset, length, *_ in runs:
                 if backing.page_size == PAGE_SIZE:
                     start, cursor = cursor, cursor + length
                 else:

@@ -25,8 +25,7 @@ class Type1Domain(DmaDomain):
     change those of a mapping that is in use, and taking it away for a moment would make DMA in flight fault. For the
     same reason a mapping goes as a whole, when the last of its pages is unmapped. Until then the device still
     reaches the others, which linger: :meth:`stats` counts them, and a page of them that is mapped again is where it
-    was. Nothing lingers beyond its DMA region, because a region's pages are all unmapped before it goes, unless
-    another region shows a page of the same mapping.
+    was. Nothing lingers beyond its DMA region, because a region's pages are all unmapped before it goes.
 
     Who else maps in the container should keep to addresses of more than ``dma_bits`` bits. Addresses that are taken
     all the same are passed over.
@@ -54,6 +53,7 @@ class Type1Domain(DmaDomain):
         self._mappings: SortedMap[_Mapping] = SortedMap()
         self._lingering = LingeringPages()
         self._stuck: list[_Mapping] = []
+        self._lingering_bytes = 0
 
     @property
     def max_runs(self) -> int:
@@ -79,6 +79,7 @@ class Type1Domain(DmaDomain):
             else:
                 for mapping, start, end in self._parts(iova, run.length):
                     mapping.live += end - start
+                    self._lingering_bytes -= end - start
             _append(segments, iova, run.length)
         return segments
 
@@ -87,9 +88,11 @@ class Type1Domain(DmaDomain):
         self._retry()
         for mapping, start, end in list(self._parts(dma_addr, length)):
             mapping.live -= end - start
+            self._lingering_bytes += end - start
             if mapping.live:
                 self._linger(mapping.part(start, end), start)
             else:
+                self._lingering_bytes -= mapping.run.length
                 if end - start < mapping.run.length:
                     self._lingering.forget(*_file_pages(mapping.run, mapping.iova))
                 self._drop(mapping)
@@ -103,13 +106,17 @@ class Type1Domain(DmaDomain):
         """None: the CPU sees the memory where the client's file is mapped."""
         return None
 
+    @property
+    def held_pages(self) -> int:
+        """Pages that linger, and those that could not be taken back."""
+        return (self._lingering_bytes + sum(mapping.run.length for mapping in self._stuck)) // PAGE_SIZE
+
     def stats(self) -> dict[str, object]:
         """How many mappings there are, how many the kernel has left, and how many pages linger."""
-        lingering = sum(mapping.run.length - mapping.live for mapping in self._mappings.values())
         return {
             "iommu_mappings": len(self._mappings),
             "iommu_mappings_left": self._container.available,
-            "lingering_pages": lingering // PAGE_SIZE,
+            "lingering_pages": self._lingering_bytes // PAGE_SIZE,
         }
 
     def close(self) -> None:
@@ -227,7 +234,7 @@ class _Mapping:
 
 def _view(run: FileRun) -> FileView:
     """Devices may do what the client permits, within what its file permits."""
-    return FileView(run.backing, run.may_write and run.backing.writable)
+    return FileView(run.backing, run.may_write and run.backing.writable, run.region)
 
 
 def _file_pages(run: FileRun, iova: int) -> tuple[FileView, int, int, int]:

@@ -23,6 +23,7 @@ from tests.server.dma.support import READ, READ_WRITE, WRITE, Client, keep, let_
 GUEST_PAGES = 24
 FILE_PAGES = 32
 LIMIT = 12
+NO_LIMIT = 1000
 RETAIN = 5
 
 PAGE = st.integers(0, GUEST_PAGES - 1)
@@ -63,6 +64,8 @@ class MemoryModel(RuleBasedStateMachine):
     """Random requests of a client and of holders; the subclasses choose the domain, and how much is retained."""
 
     retain = 0
+    limit = LIMIT
+    """Pages that may be mapped: more than there are, where lingering pages count against it."""
     collide = False
     """Whether guest pages that alias one page of the client's file have one dma_addr."""
 
@@ -75,7 +78,7 @@ class MemoryModel(RuleBasedStateMachine):
         self.client = Client(
             self.domain,
             file_pages=FILE_PAGES,
-            max_pinned=LIMIT * PAGE_SIZE,
+            max_pinned=self.limit * PAGE_SIZE,
             retain=self.retain * PAGE_SIZE,
         )
         self.retained: dict[int, int] = {}
@@ -148,7 +151,7 @@ class MemoryModel(RuleBasedStateMachine):
             return
         wanted = set(pages)
         hits = wanted & (self.pinned() | set(self.retained))
-        over = len(self.pinned() | wanted | set(self.retained)) - LIMIT
+        over = len(self.pinned() | wanted | set(self.retained)) - self.limit
         before = self.memory.stats()
         self.held.append(Held(self.memory.pin_pages(ranges, prot, on_unmap), ranges, pages, prot))
         after = self.memory.stats()
@@ -217,7 +220,8 @@ class MemoryModel(RuleBasedStateMachine):
         assert stats["pinned_pages"] == len(self.pinned())
         assert stats["retained_pages"] == len(self.retained) <= self.retain
         assert stats["dma_mapped_pages"] == mapped
-        assert stats["locked_bytes"] == mapped * PAGE_SIZE <= LIMIT * PAGE_SIZE
+        assert stats["locked_bytes"] == (mapped + self.domain.held_pages) * PAGE_SIZE
+        assert mapped + self.domain.held_pages <= self.limit
         assert stats["pins"] == len(self.held)
         assert stats["mapped_bytes"] == len(self.mapped) * PAGE_SIZE
 
@@ -319,7 +323,7 @@ class MemoryModel(RuleBasedStateMachine):
         errors = set().union(*(self.error_of(range(number, number + 1), prot) for number in pages))
         if any(number in self.mapped and not self.mapped[number].shared for number in pages):
             errors.add(errno.EFAULT)
-        if not errors and len(pages | self.pinned()) > LIMIT:
+        if not errors and len(pages | self.pinned()) > self.limit:
             errors.add(errno.ENOMEM)
         return errors
 

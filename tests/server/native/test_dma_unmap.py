@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 import trio
@@ -13,7 +14,9 @@ from structlog.typing import EventDict
 
 from devices import work
 from devices.contract import GuestMemory, GuestMemoryError, GuestRange, PinnedPages, Prot
+from protocol import TwinSocket
 from server.client import VfioUserClient, open_client
+from server.client.client import CAPABILITIES
 from tests.server.register_device import BAR0, PAGE, RegisterDevice
 from tests.server.running import Server
 
@@ -24,6 +27,16 @@ Clock = trio.testing.MockClock
 async def client(server: Server) -> AsyncIterator[VfioUserClient]:
     async with open_client(server.path) as client:
         yield client
+
+
+class Zeros:
+    """A client's memory that is all zeros."""
+
+    def read(self, address: int, count: int) -> bytes:
+        return bytes(count)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Forget it."""
 
 
 class Holder:
@@ -114,6 +127,60 @@ async def test_deferred_work_goes_on_and_may_be_what_lets_go(
     await client.dma_unmap(0, PAGE)
     assert holder.pins[0].revoked
     assert warnings(log) == []
+
+
+@pytest.mark.parametrize("twin", [False, True])
+async def test_work_that_waits_for_the_clients_answer_may_be_what_lets_go(
+    server: Server, device: RegisterDevice, log: list[EventDict], twin: bool
+) -> None:
+    """The answer comes on the socket that the unmap came on, or on one of its own."""
+    holder: Holder
+
+    async def read_and_release() -> None:
+        while not holder.told.is_set():
+            await work.pause()
+        await holder.memory.read(1 << 20, 16)
+        holder.pins[0].release()
+
+    def defer(_: bytes) -> None:
+        assert device.host is not None
+        device.host.defer(read_and_release())
+
+    capabilities = replace(CAPABILITIES, twin_socket=TwinSocket(supported=True) if twin else None)
+    async with open_client(server.path, memory=Zeros(), capabilities=capabilities) as client:
+        holder = await share(client, device)
+        await client.dma_map(1 << 20, PAGE)
+        device.on_write[8] = defer
+        await client.region_write(BAR0, 8, b"read")
+        await client.dma_unmap(0, PAGE)
+    assert warnings(log) == ["memory_not_shared"]
+
+
+async def test_a_client_that_hangs_up_during_the_wait_waits_no_longer(
+    server: Server, device: RegisterDevice, autojump_clock: Clock
+) -> None:
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery, open_client(server.path) as client:
+        holder = await share(client, device)
+        nursery.start_soon(client.dma_unmap, 0, PAGE)
+        await holder.told.wait()
+        nursery.cancel_scope.cancel()
+    async with open_client(server.path) as other:
+        await other.region_read(BAR0, 0, 4)
+    assert trio.current_time() == began
+    assert holder.pins[0].revoked
+
+
+async def test_a_handle_that_is_dropped_during_the_wait_is_a_leak_and_no_time_out(
+    client: VfioUserClient, holder: Holder, log: list[EventDict], autojump_clock: Clock
+) -> None:
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.dma_unmap, 0, PAGE)
+        await holder.told.wait()
+        holder.pins.clear()
+    assert trio.current_time() == began
+    assert warnings(log) == ["pin_leaked"]
 
 
 async def test_what_the_client_asks_next_waits_for_the_unmap(
