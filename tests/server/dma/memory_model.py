@@ -64,8 +64,6 @@ class MemoryModel(RuleBasedStateMachine):
     """Random requests of a client and of holders; the subclasses choose the domain, and how much is retained."""
 
     retain = 0
-    limit = LIMIT
-    """Pages that may be mapped: more than there are, where lingering pages count against it."""
     collide = False
     """Whether guest pages that alias one page of the client's file have one dma_addr."""
 
@@ -75,6 +73,8 @@ class MemoryModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.domain = self.make_domain()
+        # Where what lingers counts, too, there is no saying when a limit would be met.
+        self.limit = NO_LIMIT if self.domain.locks_memory else LIMIT
         self.client = Client(
             self.domain,
             file_pages=FILE_PAGES,

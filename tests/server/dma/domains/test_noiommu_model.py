@@ -14,7 +14,7 @@ from server.dma.address_space import PAGE_SIZE
 from server.dma.backing import BackingFile, BackingFiles
 from server.dma.domain import DmaDomain, FileRun
 from server.dma.domains.noiommu import NoIommuDomain
-from tests.server.dma.memory_model import NO_LIMIT, SETTINGS, MemoryModel
+from tests.server.dma.memory_model import SETTINGS, MemoryModel
 from tests.server.dma.support import Client, keep, memfd, pages
 
 
@@ -82,7 +82,6 @@ def test_the_cpu_sees_the_memory_where_its_file_is_mapped(client: Client) -> Non
 
 class NoIommuModel(MemoryModel):
     collide = True
-    limit = NO_LIMIT
 
     def make_domain(self) -> DmaDomain:
         return NoIommuDomain()

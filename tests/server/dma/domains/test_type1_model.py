@@ -13,7 +13,7 @@ from server.dma.domains.type1 import Type1Domain
 from server.dma.errors import DmaError
 from tests.server.dma.domains.support import run
 from tests.server.dma.domains.type1_kernel import READ, WRITE, Mapping, Type1Kernel, container
-from tests.server.dma.memory_model import NO_LIMIT, SETTINGS, MemoryModel
+from tests.server.dma.memory_model import SETTINGS, MemoryModel
 from tests.server.dma.support import memfd, page_of
 
 PAGES = 32
@@ -138,7 +138,6 @@ class Type1Model(MemoryModel):
     """The whole core, over the model of the kernel."""
 
     domain: Type1Domain
-    limit = NO_LIMIT
 
     def make_domain(self) -> DmaDomain:
         self.kernel = Type1Kernel()
