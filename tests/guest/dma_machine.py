@@ -18,7 +18,7 @@ MODULES = ("virtio_pci", "9pnet_virtio", "9p", "vfio_pci", "vfio_iommu_type1")
 SECONDS = 300.0
 
 _EDU: DeviceOptions = {"driver": "edu", "dma_mask": 0xFFFFFFFF}
-_SHARE = ("-fsdev", "local,id=root,path=/,security_model=none,readonly=on")
+_SHARE = ("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap")
 _SHARED: DeviceOptions = {"driver": "virtio-9p-pci", "fsdev": "root", "mount_tag": "root"}
 
 _BOOT = """

@@ -5,41 +5,46 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import mmap
 import os
 import sys
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from ctypes import addressof, c_char
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 import trio
-from hypothesis import settings
-from hypothesis.stateful import run_state_machine_as_test
 
 from devices.contract import GuestRange, PinnedPages, Prot
+from protocol import DmaMapFlags
 from server.client import VfioUserClient, open_client
-from server.dma.domain import DmaDomain
-from server.dma.domains.noiommu import NoIommuDomain
-from server.dma.domains.type1 import Type1Domain
-from server.dma.domains.vfio import VfioContainer
 from server.dma.limits import PinLimits
 from server.dma.pin import Pin
 from server.native.serve import ConnectionOptions
-from tests.guest.edu import BUFFER_BYTES, PCI_DEVICES, Edu, edu_of_sysfs, edu_of_vfio, find_edu
+from tests.guest.dma_engine import (
+    PAGE,
+    DmaEngine,
+    compact_memory,
+    dma_engine,
+    iommu_group,
+    move_away,
+    physical_address,
+)
+from tests.guest.dma_model import the_core_agrees_with_its_model
+from tests.guest.edu import find_edu
 from tests.guest.virtual_gpu import serving
-from tests.server.dma.memory_model import RETAIN, SETTINGS, MemoryModel
 from tests.server.dma.support import READ, READ_WRITE, memfd, page_of
 from tests.server.register_device import BAR0, RegisterDevice
 from tests.server.running import running_server
 
-PAGE = BUFFER_BYTES
 PAGES = 64
-LAST = PAGES - 1
-DMA_BITS = 28
-"""QEMU's edu device takes no more unless it is told to, and then 32."""
+SECONDS = 60.0
 
 
 @dataclass
@@ -48,11 +53,14 @@ class Machine:
 
     client: VfioUserClient
     device: RegisterDevice
-    edu: Edu
+    engine: DmaEngine
     fd: int
     base: int = 1 << 30
-    last_page: int = 0
-    """The dma_addr of page :data:`LAST`, which stays pinned: an address that is released goes to no page again."""
+
+    @property
+    def behind(self) -> int:
+        """The guest address behind the memory."""
+        return self.base + PAGES * PAGE
 
     async def pin(self, *pages: int, prot: Prot = READ) -> Pin:
         """Have the device pin single pages, at a write of the client to a register."""
@@ -72,18 +80,10 @@ class Machine:
         """What is in the guest's memory now."""
         return os.pread(self.fd, PAGE, number * PAGE)
 
-    async def arrived(self, dma_addr: int) -> bytes:
-        """The page that the edu device finds at ``dma_addr``: through its buffer, back to the guest's last page."""
-        os.pwrite(self.fd, b"\xa5" * PAGE, LAST * PAGE)
-        await self.edu.take(self.last_page, PAGE)  # so that nothing older is in the buffer
-        await self.edu.take(dma_addr, PAGE)
-        await self.edu.give(self.last_page, PAGE)
-        return self.guest_page(LAST)
-
 
 async def a_pinned_page_is_read_at_its_dma_addr(machine: Machine) -> None:
     with await machine.pin(7) as pins:
-        assert await machine.arrived(pins.segments[0].dma_addr) == page_of(7)
+        assert await machine.engine.read(pins.segments[0].dma_addr) == page_of(7)
 
 
 async def every_page_of_a_scatter_list_is_read_at_its_dma_addr(machine: Machine) -> None:
@@ -91,14 +91,13 @@ async def every_page_of_a_scatter_list_is_read_at_its_dma_addr(machine: Machine)
     with await machine.pin(*numbers) as pins:
         for number in numbers:
             dma_addr = pins.dma_addr(machine.base + number * PAGE)
-            assert await machine.arrived(dma_addr) == page_of(number)
+            assert await machine.engine.read(dma_addr) == page_of(number)
 
 
 async def what_the_device_writes_arrives_in_the_clients_memory(machine: Machine) -> None:
-    with await machine.pin(11) as source, await machine.pin(30, prot=READ_WRITE) as target:
-        await machine.edu.take(source.segments[0].dma_addr, PAGE)
-        await machine.edu.give(target.segments[0].dma_addr + 1024, 512)
-    expected = page_of(30)[:1024] + page_of(11)[:512] + page_of(30)[1536:]
+    with await machine.pin(30, prot=READ_WRITE) as target:
+        await machine.engine.write(target.segments[0].dma_addr + 1024, b"written!" * 64)
+    expected = page_of(30)[:1024] + b"written!" * 64 + page_of(30)[1536:]
     assert machine.guest_page(30) == expected
 
 
@@ -107,7 +106,7 @@ async def a_page_stays_until_its_last_pin_is_released(machine: Machine) -> None:
     dma_addr = first.segments[0].dma_addr
     first.release()
     assert second.dma_addr(machine.base + 12 * PAGE) == dma_addr
-    assert await machine.arrived(dma_addr) == page_of(12)
+    assert await machine.engine.read(dma_addr) == page_of(12)
     second.release()
 
 
@@ -115,68 +114,105 @@ async def scattered_pages_are_one_segment(machine: Machine) -> None:
     with await machine.pin(8, 2, 6) as pins:
         [segment] = pins.segments
         assert segment.length == 3 * PAGE
-        assert await machine.arrived(segment.dma_addr + PAGE) == page_of(2)
+        assert await machine.engine.read(segment.dma_addr + PAGE) == page_of(2)
 
 
 async def nothing_arrives_after_release(machine: Machine) -> None:
     with await machine.pin(15) as pins:
         dma_addr = pins.segments[0].dma_addr
-        assert await machine.arrived(dma_addr) == page_of(15)
-    with faults_at(dma_addr):
-        assert await machine.arrived(dma_addr) != page_of(15)
+        assert await machine.engine.read(dma_addr) == page_of(15)
+    assert await machine.engine.fail_to_read(dma_addr) != page_of(15)
 
 
 async def nothing_is_written_after_release(machine: Machine) -> None:
+    written = b"written!" * (PAGE // 8)
     with await machine.pin(16, prot=READ_WRITE) as pins:
         dma_addr = pins.segments[0].dma_addr
-        await machine.arrived(dma_addr)
-    with faults_at(dma_addr):
-        await machine.edu.give(dma_addr, PAGE)
+        await machine.engine.write(dma_addr, written)
+    assert machine.guest_page(16) == written
+    os.pwrite(machine.fd, page_of(16), 16 * PAGE)
+    await machine.engine.fail_to_write(dma_addr, written)
     assert machine.guest_page(16) == page_of(16)
 
 
+async def what_the_client_lets_devices_only_read_is_not_written(machine: Machine) -> None:
+    await machine.client.dma_map(machine.behind, PAGE, DmaMapFlags.READ, fd=machine.fd, offset=19 * PAGE)
+    with await machine.pin(PAGES) as pins:
+        dma_addr = pins.segments[0].dma_addr
+        await machine.engine.fail_to_write(dma_addr, b"written!")
+        assert machine.guest_page(19) == page_of(19)
+        assert await machine.engine.read(dma_addr) == page_of(19)
+
+
 async def nothing_arrives_after_the_client_has_unmapped_the_memory(machine: Machine) -> None:
-    address = machine.base + PAGES * PAGE
-    await machine.client.dma_map(address, PAGE, fd=machine.fd, offset=17 * PAGE)
+    await machine.client.dma_map(machine.behind, PAGE, fd=machine.fd, offset=17 * PAGE)
     pins = await machine.pin(PAGES)
     dma_addr = pins.segments[0].dma_addr
-    assert await machine.arrived(dma_addr) == page_of(17)
-    await machine.client.dma_unmap(address, PAGE)
+    assert await machine.engine.read(dma_addr) == page_of(17)
+    await machine.client.dma_unmap(machine.behind, PAGE)
     assert pins.revoked
-    with faults_at(dma_addr):
-        assert await machine.arrived(dma_addr) != page_of(17)
+    assert await machine.engine.fail_to_read(dma_addr) != page_of(17)
 
 
 async def a_page_of_a_mapping_lingers_until_the_mapping_goes(machine: Machine) -> None:
     whole, part = await machine.pin(40, 41), await machine.pin(41)
     first, second = (whole.dma_addr(machine.base + number * PAGE) for number in (40, 41))
     whole.release()
-    assert await machine.arrived(second) == page_of(41)
+    assert await machine.engine.read(second) == page_of(41)
     with await machine.pin(40) as again:
         assert again.segments[0].dma_addr == first
     part.release()
     for dma_addr in (first, second):
-        assert await machine.arrived(dma_addr) not in (page_of(40), page_of(41))
+        assert await machine.engine.read(dma_addr) not in (page_of(40), page_of(41))
 
 
 async def two_guest_addresses_of_a_page_have_its_one_physical_address(machine: Machine) -> None:
-    address = machine.base + PAGES * PAGE
-    await machine.client.dma_map(address, PAGE, fd=machine.fd, offset=18 * PAGE)
+    await machine.client.dma_map(machine.behind, PAGE, fd=machine.fd, offset=18 * PAGE)
     one, other = await machine.pin(18), await machine.pin(PAGES)
     assert one.segments == other.segments
     one.release()
-    assert await machine.arrived(other.segments[0].dma_addr) == page_of(18)
-    await machine.client.dma_unmap(address, PAGE)
+    check_immovable(other.segments[0].dma_addr)
+    assert await machine.engine.read(other.segments[0].dma_addr) == page_of(18)
+    await machine.client.dma_unmap(machine.behind, PAGE)
 
 
-async def a_pinned_page_stays_where_it_is_when_memory_is_compacted(machine: Machine) -> None:
-    numbers = range(32)
-    with await machine.pin(*numbers) as pins:
-        for _ in range(3):
-            compact_memory()
-        for number in (0, 13, 31):
-            dma_addr = pins.dma_addr(machine.base + number * PAGE)
-            assert await machine.arrived(dma_addr) == page_of(number)
+async def a_pinned_page_stays_where_it_is_and_others_are_moved(machine: Machine) -> None:
+    with await machine.pin(51) as pins, mmap.mmap(machine.fd, PAGES * PAGE) as memory:
+        dma_addr = pins.segments[0].dma_addr
+        other = addressof(c_char.from_buffer(memory, 52 * PAGE))
+        assert memory[52 * PAGE :][:PAGE] == page_of(52)
+        compact_memory()
+        before = physical_address(other)
+        move_away(before)
+        assert memory[52 * PAGE :][:PAGE] == page_of(52)
+        assert physical_address(other) != before
+        check_immovable(dma_addr)
+        assert await machine.engine.read(dma_addr) == page_of(51)
+
+
+async def a_page_stays_where_it_is_until_its_last_pin_is_released(machine: Machine) -> None:
+    whole, part = await machine.pin(54, 55), await machine.pin(55)
+    whole.release()
+    check_immovable(part.segments[0].dma_addr)
+    assert await machine.engine.read(part.segments[0].dma_addr) == page_of(55)
+    part.release()
+
+
+async def a_page_may_be_moved_once_it_is_released(machine: Machine) -> None:
+    with await machine.pin(53) as pins:
+        dma_addr = pins.segments[0].dma_addr
+    compact_memory()
+    move_away(dma_addr)
+    with await machine.pin(53) as pins:
+        assert pins.segments[0].dma_addr != dma_addr
+        assert await machine.engine.read(pins.segments[0].dma_addr) == page_of(53)
+
+
+def check_immovable(dma_addr: int) -> None:
+    """The kernel cannot move the page at ``dma_addr``."""
+    with pytest.raises(OSError, match="busy") as caught:
+        move_away(dma_addr)
+    assert caught.value.errno == errno.EBUSY
 
 
 IN_BOTH = (
@@ -190,13 +226,16 @@ WITH_AN_IOMMU = (
     scattered_pages_are_one_segment,
     nothing_arrives_after_release,
     nothing_is_written_after_release,
+    what_the_client_lets_devices_only_read_is_not_written,
     nothing_arrives_after_the_client_has_unmapped_the_memory,
     a_page_of_a_mapping_lingers_until_the_mapping_goes,
 )
 WITHOUT = (
     *IN_BOTH,
     two_guest_addresses_of_a_page_have_its_one_physical_address,
-    a_pinned_page_stays_where_it_is_when_memory_is_compacted,
+    a_pinned_page_stays_where_it_is_and_others_are_moved,
+    a_page_stays_where_it_is_until_its_last_pin_is_released,
+    a_page_may_be_moved_once_it_is_released,
 )
 Proof = Callable[[Machine], Coroutine[object, object, None]]
 PROOFS: dict[str, tuple[Proof, ...]] = {"type1": WITH_AN_IOMMU, "noiommu": WITHOUT}
@@ -204,80 +243,20 @@ MODEL = "the_core_agrees_with_its_model"
 COMMAND = "the_command_serves_with_it"
 
 
-def compact_memory() -> None:
-    """Have the kernel move all that may be moved (Documentation/admin-guide/sysctl/vm.rst)."""
-    Path("/proc/sys/vm/compact_memory").write_text("1")
-
-
-@contextmanager
-def faults_at(dma_addr: int) -> Iterator[None]:
-    """The kernel logs a fault of the IOMMU at ``dma_addr`` while the block runs."""
-    log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        os.lseek(log, 0, os.SEEK_END)
-        yield
-        lines = []
-        with_fault = f"fault addr {dma_addr:#x}"
-        while True:
-            try:
-                lines.append(os.read(log, 8192).decode(errors="replace"))
-            except BlockingIOError:
-                break
-        assert any("DMAR" in line and with_fault in line for line in lines), (with_fault, lines)
-    finally:
-        os.close(log)
-
-
-def iommu_group(name: str) -> int:
-    """The IOMMU group of a device."""
-    return int((PCI_DEVICES / name / "iommu_group").readlink().name)
-
-
-@contextmanager
-def engine(domain: str) -> Iterator[tuple[Edu, Callable[[], DmaDomain]]]:
-    """The edu device, and what makes DMA domains for it."""
-    name = find_edu()
-    if domain == "noiommu":
-        with edu_of_sysfs(name) as edu:
-            yield edu, NoIommuDomain
-        return
-    container = VfioContainer.open(iommu_group(name))
-    fd = container.device(name)
-    try:
-        with edu_of_vfio(fd) as edu:
-            yield edu, lambda: Type1Domain(container, DMA_BITS)
-    finally:
-        os.close(fd)
-        container.close()
-
-
 @asynccontextmanager
-async def machine(edu: Edu, make_domain: Callable[[], DmaDomain]) -> AsyncIterator[Machine]:
+async def machine(engine: DmaEngine) -> AsyncIterator[Machine]:
     """A server of a device, and a client that has mapped its memory."""
     device = RegisterDevice()
-    options = ConnectionOptions(PinLimits(), make_domain)
+    options = ConnectionOptions(PinLimits(), engine.make_domain)
     fd = memfd(PAGES)
     try:
         async with running_server(device, options) as server, open_client(server.path) as client:
-            result = Machine(client, device, edu, fd)
+            result = Machine(client, device, engine, fd)
             await client.dma_map(result.base, PAGES * PAGE, fd=fd)
-            with await result.pin(LAST, prot=READ_WRITE) as target:
-                result.last_page = target.segments[0].dma_addr
-                yield result
+            yield result
     finally:
         os.close(fd)
         device.close()
-
-
-async def the_core_agrees_with_its_model(make_domain: Callable[[], DmaDomain], domain: str) -> None:
-    class Model(MemoryModel):
-        retain = RETAIN
-        collide = domain == "noiommu"
-
-        def make_domain(self) -> DmaDomain:
-            return make_domain()
-
-    run_state_machine_as_test(Model, settings=settings(SETTINGS, max_examples=8, database=None))
 
 
 async def the_command_serves_with_it(domain: str) -> None:
@@ -287,7 +266,7 @@ async def the_command_serves_with_it(domain: str) -> None:
             serving(Path(name), "--dma-domain", domain, *group) as server,
             open_client(server.device) as client,
         ):
-            with trio.fail_after(60):
+            with trio.fail_after(SECONDS):
                 fd = memfd(PAGES)
                 await client.dma_map(0, PAGES * PAGE, fd=fd)
                 os.close(fd)
@@ -304,19 +283,19 @@ async def outcome(proof: Awaitable[None]) -> str:
     return ""
 
 
-async def prove(proof: Proof, edu: Edu, make_domain: Callable[[], DmaDomain]) -> None:
-    with trio.fail_after(60):
-        async with machine(edu, make_domain) as prepared:
+async def prove(proof: Proof, engine: DmaEngine) -> None:
+    with trio.fail_after(SECONDS):
+        async with machine(engine) as prepared:
             await proof(prepared)
 
 
 async def main(domain: str) -> None:
     # First, because the device's mapped registers keep its group from being opened again.
     outcomes = {COMMAND: await outcome(the_command_serves_with_it(domain))}
-    with engine(domain) as (edu, make_domain):
+    with dma_engine(domain) as engine:
         for proof in PROOFS[domain]:
-            outcomes[proof.__name__] = await outcome(prove(proof, edu, make_domain))
-        outcomes[MODEL] = await outcome(the_core_agrees_with_its_model(make_domain, domain))
+            outcomes[proof.__name__] = await outcome(prove(proof, engine))
+        outcomes[MODEL] = await outcome(the_core_agrees_with_its_model(engine, domain))
     sys.stdout.write(json.dumps(outcomes) + "\n")
 
 
