@@ -102,7 +102,7 @@ class PinCache:
         """Drop the references of ``pin``; pages that nobody else holds are retained, or leave the domain."""
         self._collect()
         self._release(pin)
-        self._pages.trim()
+        self._trim()
 
     def leaked(self, pin: Pin) -> None:
         """A holder has dropped ``pin`` without releasing it.
@@ -137,7 +137,6 @@ class PinCache:
         """Revoke what has not been released; nothing refers to the pages afterwards. May be called again."""
         if self._leaving is not invalidation:
             return
-        self._leaving = None
         # What was dropped in the meantime is in nobody's list but holds its pages.
         self._collect()
         for ref in invalidation.waiting:
@@ -146,7 +145,8 @@ class PinCache:
                 self._log.warning("unmap_timed_out", pinned_at=pin.origin, bytes=pin.length)
                 self._revoke(pin)
         self._pages.forget_retained(Spans.one(invalidation.start, invalidation.end))
-        self._pages.trim()
+        self._leaving = None
+        self._trim()
 
     def lookup(self, pin: Pin) -> Rows:
         """Where the pages of ``pin`` are in the domain, by guest page."""
@@ -174,13 +174,18 @@ class PinCache:
         if self._leaving is not None and not self._leaving.pending:
             self._leaving.released()
 
+    def _trim(self) -> None:
+        # Of what is being taken away nothing stays, so others need not make room for it.
+        if self._leaving is None:
+            self._pages.trim()
+
     def _collect(self) -> None:
         """Release what was dropped."""
         while self._dropped:
             pin = self._dropped.pop()
             self._log.warning("pin_leaked", pinned_at=pin.origin, bytes=pin.length)
             self._release(pin)
-            self._pages.trim()
+            self._trim()
 
     def _tell(self, pin: Pin | None, start: int, end: int, *, may_wait: bool) -> bool:
         """Tell the holder of a pin of ``[start, end)``; False where it keeps its pages, because it asked for time."""

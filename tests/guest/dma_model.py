@@ -7,13 +7,12 @@ from functools import partial
 import trio
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 
-from devices.contract import Prot
 from server.dma.domain import DmaDomain
 from tests.guest.dma_engine import PAGE, DmaEngine
-from tests.server.dma.memory_model import PROT, RETAIN, SETTINGS, Held, MemoryModel
-from tests.server.dma.support import READ_WRITE, WRITE, keep, pages
+from tests.server.dma.memory_model import RETAIN, SETTINGS, Held, MemoryModel
+from tests.server.dma.support import WRITE
 
 EXAMPLES = 12
 
@@ -26,19 +25,14 @@ class DeviceModel(MemoryModel):
     def make_domain(self) -> DmaDomain:
         return self.engine.make_domain()
 
-    @initialize(prot=PROT)
-    def start_with_some_memory(self, prot: Prot) -> None:
-        super().start_with_some_memory(prot)
+    def __init__(self) -> None:
+        super().__init__()
         self.used: set[int] = set()
-        for numbers in ((3, 11, 4), (4, 12)):
-            ranges = pages(*numbers)
-            pin = self.memory.pin_pages(ranges, READ_WRITE, keep)
-            self.held.append(Held(pin, ranges, frozenset(numbers), READ_WRITE))
 
-    def unmap_all(self) -> None:
+    def unmap_all(self, now: bool) -> None:
         """No rule here, and neither is the next: nothing is left pinned after them."""
 
-    def reset(self) -> None:
+    def reset(self, now: bool) -> None:
         """See above."""
 
     @precondition(lambda self: self.unused())

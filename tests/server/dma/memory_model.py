@@ -18,7 +18,7 @@ from server.dma.address_space import PAGE_SIZE
 from server.dma.domain import DmaDomain
 from server.dma.errors import DmaError
 from server.dma.pin import Pin
-from tests.server.dma.support import READ, READ_WRITE, WRITE, Client, keep, let_go, page_of
+from tests.server.dma.support import READ, READ_WRITE, WRITE, Client, keep, let_go, page_of, pages
 
 GUEST_PAGES = 24
 FILE_PAGES = 32
@@ -30,6 +30,7 @@ PAGE = st.integers(0, GUEST_PAGES - 1)
 COUNT = st.integers(1, 6)
 PROT = st.sampled_from([READ_WRITE, READ, WRITE])
 LIKELY = st.integers(0, 7).map(bool)
+SELDOM = st.integers(0, 9).map(lambda number: number == 7)
 ANYWHERE = st.builds(GuestRange, st.integers(0, GUEST_PAGES * PAGE_SIZE), st.integers(1, 3 * PAGE_SIZE))
 
 
@@ -94,6 +95,10 @@ class MemoryModel(RuleBasedStateMachine):
         self.map(2, 8, 0, READ_WRITE, 1)
         self.map(10, 6, 10, READ_WRITE, 1)
         self.map(16, 4, 4, prot, 1)
+        for numbers in ((3, 11, 4), (4, 12)):
+            ranges = pages(*numbers)
+            pin = self.memory.pin_pages(ranges, READ_WRITE, keep)
+            self.held.append(Held(pin, ranges, frozenset(numbers), READ_WRITE))
 
     def teardown(self) -> None:
         self.client.close()
@@ -129,8 +134,10 @@ class MemoryModel(RuleBasedStateMachine):
             self.client.unmap(page, count)
             self.take_away(set(wanted))
 
-    @rule()
-    def unmap_all(self) -> None:
+    @rule(now=SELDOM)
+    def unmap_all(self, now: bool) -> None:
+        if not now:
+            return
         self.memory.unmap_all()
         self.take_away(set(self.mapped))
 
@@ -169,9 +176,11 @@ class MemoryModel(RuleBasedStateMachine):
         self.let_go(held)
         self.evict(len(self.retained) - self.retain)
 
-    @rule()
-    def reset(self) -> None:
+    @rule(now=SELDOM)
+    def reset(self, now: bool) -> None:
         """The device is reset: nothing stays pinned, and the client's memory stays mapped."""
+        if not now:
+            return
         self.memory.reset()
         assert all(held.pin.revoked for held in self.held)
         self.held.clear()
@@ -179,9 +188,11 @@ class MemoryModel(RuleBasedStateMachine):
 
     @rule(
         address=st.integers(2 * PAGE_SIZE, GUEST_PAGES * PAGE_SIZE),
-        data=st.binary(min_size=1, max_size=2 * PAGE_SIZE),
+        length=st.integers(1, 2 * PAGE_SIZE),
+        fill=st.integers(0, 255),
     )
-    def write(self, address: int, data: bytes) -> None:
+    def write(self, address: int, length: int, fill: int) -> None:
+        data = bytes([fill]) * length
         pages = range(address // PAGE_SIZE, -(-(address + len(data)) // PAGE_SIZE))
         expected = self.error_of(pages, WRITE)
         if not expected and not all(self.mapped[number].shared for number in pages):
