@@ -139,7 +139,7 @@ class PinCache:
             return
         # What was dropped in the meantime is in nobody's list but holds its pages.
         self._collect()
-        for ref in invalidation.waiting:
+        for ref in list(invalidation.waiting):
             pin = ref()
             if pin is not None and not pin.revoked:
                 self._log.warning("unmap_timed_out", pinned_at=pin.origin, bytes=pin.length)
