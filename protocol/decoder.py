@@ -100,6 +100,14 @@ class Decoder:
         """True when a message has begun and not ended; at the end of the stream, it was cut off."""
         return bool(self._partial)
 
+    @property
+    def missing(self) -> int:
+        """Bytes until more is known: to the end of the next header, or of the message in progress."""
+        have = len(self._partial)
+        if have < HEADER_SIZE:
+            return HEADER_SIZE - have
+        return Header._make(HEADER.unpack_from(self._partial)).size - have
+
     def feed(self, data: Buffer, fds: Sequence[int] = ()) -> None:
         """Take what one read returned.
 

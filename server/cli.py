@@ -94,7 +94,11 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="device model; 'vgpud devices' lists them (default: %(default)s)",
     )
     parser.add_argument(
-        "--transport", choices=("auto", "native"), default="auto", help="default: %(default)s"
+        "--transport",
+        choices=("auto", "native", "libvfio-user"),
+        default="auto",
+        help="what speaks vfio-user: this project's own engine, which auto chooses, or libvfio-user "
+        "(default: %(default)s)",
     )
     _add_dma_options(parser.add_argument_group("guest memory"))
     parser.add_argument("--control", type=Path, metavar="PATH", help="socket for status and screenshots")

@@ -22,8 +22,10 @@ from server.engine import Engine
 from server.exit_status import fail
 from server.listener import serve_clients
 from server.native.serve import ConnectionOptions
+from server.native.transport import TransportUnavailable
 from server.notify import notify_ready
 from server.socket_path import SocketPathError, adopt_listener, listen_at
+from server.transports import choose_transport
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -42,16 +44,17 @@ def run_serve(arguments: argparse.Namespace) -> int:
             arguments.dma_retain,
             locks_memory=DOMAINS[arguments.dma_domain].domain.locks_memory,
         )
-    except (OptionError, ValueError) as error:
+        transport = choose_transport(arguments.transport, device)
+    except (OptionError, ValueError, TransportUnavailable) as error:
         return fail(error)
     domain = DomainOptions(arguments.vfio_group, arguments.vfio_container, arguments.dma_bits)
     try:
         with ExitStack() as stack:
             make_domain = open_domain(arguments.dma_domain, domain, stack)
-            options = ConnectionOptions(limits, make_domain)
+            options = ConnectionOptions(limits, make_domain, transport.transport)
             listener = stack.enter_context(_listener(arguments))
             control = None if arguments.control is None else stack.enter_context(listen_at(arguments.control))
-            trio.run(_main, listener, control, Engine(device), options, arguments)
+            trio.run(_main, listener, control, Engine(device), options, transport.reason, arguments)
     except (SocketPathError, DmaDomainUnavailable) as error:
         return fail(error)
     return 0
@@ -68,6 +71,7 @@ async def _main(
     control: socket.socket | None,
     engine: Engine,
     options: ConnectionOptions,
+    why_transport: str,
     arguments: argparse.Namespace,
 ) -> None:
     log = structlog.get_logger()
@@ -80,7 +84,8 @@ async def _main(
                 "listening",
                 socket=None if arguments.socket_path is None else str(arguments.socket_path),
                 device=engine.device.name,
-                transport="native",
+                transport=options.transport.name,
+                transport_reason=why_transport,
                 dma_domain=arguments.dma_domain,
                 max_pinned=options.limits.max_pinned,
                 dma_retain=options.limits.retain,

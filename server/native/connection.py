@@ -79,7 +79,6 @@ class Connection:
 
     async def _serve(self) -> None:
         main, work = self._main, self._session.work
-        await self._serve_decoded()  # what came right behind VERSION
         turn = time.monotonic_ns()
         while True:
             count = main.receive()

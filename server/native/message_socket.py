@@ -16,7 +16,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import trio
 
@@ -72,16 +72,19 @@ class MessageSocket:
 
         Fds that came are in :attr:`fds`. Raises ProtocolError (too many fds), and OSError (the peer went away).
         """
+        return self._read(self._buffers)
+
+    def take(self, limit: int) -> int:
+        """As :meth:`receive`, but ``limit`` bytes at most."""
+        return self._read([self.view[:limit]])
+
+    def _read(self, buffers: list[memoryview]) -> int:
         try:
-            count, ancillary, flags, _ = self.sock.recvmsg_into(self._buffers, self._ancillary_size, _FLAGS)
+            count, ancillary, flags, _ = self.sock.recvmsg_into(buffers, self._ancillary_size, _FLAGS)
         except BlockingIOError:
             return -1
         if ancillary:
-            for level, kind, data in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    received = array.array("i")
-                    received.frombytes(data[: len(data) - len(data) % _FD_SIZE])
-                    self.fds.extend(received)
+            self.fds.extend(received_fds(ancillary))
         if flags & socket.MSG_CTRUNC:
             raise ProtocolError(errno.EINVAL, "more file descriptors with a message than were negotiated")
         return count
@@ -191,6 +194,15 @@ class MessageSocket:
         while self._outgoing:
             _close_all(self._outgoing.popleft()[1])
         self.sock.close()
+
+
+def received_fds(ancillary: Iterable[tuple[int, int, bytes]]) -> array.array[int]:
+    """The fds that recvmsg() brought; whoever asks owns them."""
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return fds
 
 
 def _close_all(fds: Sequence[int]) -> None:

@@ -16,13 +16,11 @@ import trio
 from devices.contract import Log
 from protocol import (
     Agreement,
-    Capabilities,
     Decoder,
     Handshake,
     Header,
     Message,
     ProtocolError,
-    TwinSocket,
     Version,
     max_message_size,
 )
@@ -35,29 +33,17 @@ from server.engine import Engine
 from server.fds import ReceivedFds
 from server.log import RepeatLimit
 from server.native.client_messages import ClientMessages
-from server.native.connection import Connection, send_error, send_reply
+from server.native.connection import send_error, send_reply
 from server.native.handlers import MAX_DATA_XFER_SIZE, Reply
 from server.native.message_socket import MessageSocket
+from server.native.transport import MAX_FDS, NATIVE, Transport
 from server.session import Session
 
 HANDSHAKE_SECONDS = 10.0
 """A client that has not sent VERSION by then is dropped."""
-MAX_FDS = 16
-"""Fds in one message; QEMU accepts no more in a server's capabilities."""
-MAX_DMA_MAPS = 65_535
 MAX_DMA_MESSAGE = 64 * 1024
 """Most bytes that one DMA_READ or DMA_WRITE asks for: QEMU sends a reply in one non-blocking write and loses the rest
 where the socket's buffer (208 KiB by default) does not take all of it."""
-PAGE_SIZES = 4096
-
-OURS = Capabilities(
-    max_msg_fds=MAX_FDS,
-    max_data_xfer_size=MAX_DATA_XFER_SIZE,
-    max_dma_maps=MAX_DMA_MAPS,
-    pgsizes=PAGE_SIZES,
-    twin_socket=TwinSocket(supported=True),
-    write_multiple=True,
-)
 
 Error = TypeVar("Error", bound=BaseException)
 _CREDENTIALS = struct.Struct("=iII")
@@ -69,6 +55,7 @@ class ConnectionOptions:
 
     limits: PinLimits = DEFAULT_LIMITS
     make_domain: Callable[[], DmaDomain] = SoftDomain
+    transport: Transport = NATIVE
 
 
 class ClientGone(Exception):  # noqa: N818 - an event of the connection
@@ -83,7 +70,7 @@ async def serve_connection(
 ) -> None:
     """Serve one client to its end, however it ends; takes ``client`` over. Raises nothing but cancellation."""
     log = log.bind(pid=_peer_pid(client))
-    main = MessageSocket(client, MAX_FDS)
+    main = options.transport.make_socket(client)
     decoder = Decoder(max_message_size(MAX_DATA_XFER_SIZE), MAX_FDS)
     try:
         await _serve(main, decoder, engine, options, log)
@@ -127,7 +114,7 @@ async def _serve(
 ) -> None:
     with trio.fail_after(HANDSHAKE_SECONDS):
         message = await _first_message(main, decoder)
-    handshake = Handshake(OURS)
+    handshake = Handshake(options.transport.capabilities)
     with ReceivedFds(message.fds), _refusing(main, message.header):
         if not message.header.is_command:
             raise ProtocolError(errno.EINVAL, "the first message must be a command")
@@ -145,13 +132,13 @@ async def _first_message(main: MessageSocket, decoder: Decoder) -> Message:
         message = decoder.next_message()
         if message is not None:
             return message
-        count = main.receive()
+        # No more than VERSION: what follows may be for somebody else to read.
+        count = main.take(decoder.missing)
         if count == 0:
             raise ClientGone
         if count < 0:
             await main.wait_readable()
         else:
-            # A copy, because the buffer may have new contents when what follows VERSION in this read is served.
             decoder.feed(bytes(main.view[:count]), main.take_fds())
 
 
@@ -190,6 +177,8 @@ async def _attached(
         max_data = min(agreement.client_max_data_xfer_size, MAX_DATA_XFER_SIZE)
         session = Session(engine.device, memory, client.work, quiet, max_data)
         stack.callback(session.close)
+        with _refusing(main, header):
+            connection = options.transport.connect(main, decoder, handshake, session, client, stack)
         engine.attach(session)
         stack.callback(engine.detach)
         send_reply(main, header, Reply(reply.pack(), () if theirs is None else (theirs.fileno(),)))
@@ -201,7 +190,6 @@ async def _attached(
             twin_socket=twin is not None,
             max_data_xfer_size=agreement.client_max_data_xfer_size,
         )
-        connection = Connection(main, decoder, handshake, session, client)
         async with trio.open_nursery() as nursery:
             if twin is not None:
                 nursery.start_soon(connection.serve_twin, twin)

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import functools
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import trio
 
 from devices.contract import Device
 from server.control import serve_control
 from server.engine import Engine
+from server.libvfio_user.transport import load_transport
 from server.listener import serve_clients
 from server.native.serve import ConnectionOptions
+from server.native.transport import NATIVE, Transport
 from server.socket_path import listen_at
+
+TRANSPORTS: dict[str, Callable[[], Transport]] = {
+    "native": lambda: NATIVE,
+    "libvfio-user": functools.cache(load_transport),
+}
+"""By the names of ``--transport``; a missing libvfio-user fails the tests that need it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +47,11 @@ async def running_server(device: Device, options: ConnectionOptions | None = Non
                 nursery.start_soon(serve_control, control, server.engine)
                 yield server
                 nursery.cancel_scope.cancel()
+
+
+def with_transport(name: str, **options: Any) -> ConnectionOptions:
+    """The options of a server whose transport is ``name``."""
+    return ConnectionOptions(transport=TRANSPORTS[name](), **options)
 
 
 def open_fds() -> int:

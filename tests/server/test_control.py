@@ -19,9 +19,9 @@ from server.control import IDLE_SECONDS
 from server.control_client import capture, screenshot, status
 from server.control_protocol import MAX_LINE, ControlError
 from server.socket_path import listen_at
-from tests.server.native.raw import greeted_client
 from tests.server.register_device import BAR0, DeviceBroken, RegisterDevice
 from tests.server.running import Server, running_server
+from tests.server.transports.raw import greeted_client
 
 FRAME = Frame(
     1,

@@ -46,8 +46,8 @@ from protocol import (
     encode_request,
 )
 from server.client import ClientMemory, RemoteError, VfioUserClient, attach_client
-from tests.server.native.raw import RawClient, error_of
 from tests.server.running import open_fds
+from tests.server.transports.raw import RawClient, error_of
 
 INFO = DeviceInfo(DeviceFlags.PCI, 9, 5)
 

@@ -11,9 +11,9 @@ import pytest
 
 from protocol import Command, GetInfo, GetIrqInfo, IrqAction, IrqData, IrqFlags, IrqInfo, SetIrqs
 from server.client import open_client
-from tests.server.native.raw import error_of, greeted_client
 from tests.server.register_device import ERR, INTX, MSI, MSIX, MSIX_VECTORS, RegisterDevice
 from tests.server.running import Server, open_fds
+from tests.server.transports.raw import error_of, greeted_client
 
 TRIGGER = IrqAction.TRIGGER
 

@@ -39,7 +39,7 @@ from protocol import (
 from server.client import RemoteError, VfioUserClient, open_client
 from server.native.connection import SHORT_DATA
 from server.native.handlers import MAX_DATA_XFER_SIZE
-from tests.server.native.raw import error_of, greeted_client
+from server.native.serve import ConnectionOptions
 from tests.server.register_device import (
     AREAS,
     BAR0,
@@ -54,6 +54,7 @@ from tests.server.register_device import (
     RegisterDevice,
 )
 from tests.server.running import Server, running_server
+from tests.server.transports.raw import error_of, greeted_client
 
 READ_WRITE = RegionFlags.READ | RegionFlags.WRITE
 
@@ -207,10 +208,12 @@ async def test_several_writes_that_do_not_add_up_are_refused(
     assert device.data[BAR0] == bytes(PAGE)
 
 
-async def test_a_mappable_region_says_where_and_comes_with_its_fd(device: RegisterDevice) -> None:
+async def test_a_mappable_region_says_where_and_comes_with_its_fd(
+    device: RegisterDevice, options: ConnectionOptions
+) -> None:
     device.share_bar3()
     areas = tuple(SparseArea(area.offset, area.length) for area in AREAS)
-    async with running_server(device) as server, open_client(server.path) as client:
+    async with running_server(device, options) as server, open_client(server.path) as client:
         info, fds = await client.get_region_info(BAR3)
         with fds:
             assert info.flags == READ_WRITE | RegionFlags.MMAP
@@ -223,9 +226,11 @@ async def test_a_mappable_region_says_where_and_comes_with_its_fd(device: Regist
         assert os.pread(device.shared_fd, 4, areas[0].offset) == b"seen"
 
 
-async def test_a_region_info_that_does_not_fit_is_cut_and_says_what_it_takes(device: RegisterDevice) -> None:
+async def test_a_region_info_that_does_not_fit_is_cut_and_says_what_it_takes(
+    device: RegisterDevice, options: ConnectionOptions
+) -> None:
     device.share_bar3()
-    async with running_server(device) as server, greeted_client(server.path) as client:
+    async with running_server(device, options) as server, greeted_client(server.path) as client:
         message = await client.ask(GetRegionInfo(BAR3, argsz=32))
         for fd in message.fds:
             os.close(fd)
@@ -288,9 +293,11 @@ async def test_migration_data_without_migration_is_refused(server: Server) -> No
         assert await client.refusal(MigDataWrite(b"state")) == errno.EINVAL
 
 
-async def test_the_gpu_survives_any_access_of_its_regions(log: list[EventDict]) -> None:
+async def test_the_gpu_survives_any_access_of_its_regions(
+    log: list[EventDict], options: ConnectionOptions
+) -> None:
     async with (
-        running_server(create_device(MODELS, "virtio-gpu")) as server,
+        running_server(create_device(MODELS, "virtio-gpu"), options) as server,
         open_client(server.path) as client,
     ):
         for region in range(9):

@@ -33,11 +33,11 @@ from protocol import (
 )
 from server.client import RemoteError, VfioUserClient, open_client
 from server.client.client import CAPABILITIES
-from tests.server.native.raw import RawClient, error_of, greeted_client
-from tests.server.native.test_client_memory import TWIN, _two_channels
-from tests.server.native.test_dma import READ_WRITE, memfd
 from tests.server.register_device import BAR0, PAGE, RegisterDevice
 from tests.server.running import Server
+from tests.server.transports.raw import RawClient, error_of, greeted_client
+from tests.server.transports.test_client_memory import TWIN, _two_channels
+from tests.server.transports.test_dma import READ_WRITE, memfd
 
 PAGES = 16
 CLEAN = bytes(8)

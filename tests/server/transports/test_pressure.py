@@ -16,10 +16,11 @@ from devices.contract import GuestRange, PinnedPages, Prot
 from protocol import GetInfo, GetRegionInfo, RegionRead, RegionReadReply, Version, encode_request
 from protocol.codec import PackableRequest
 from server.client import open_client
-from tests.server.native.raw import RawClient, greeted_client, raw_client
-from tests.server.native.test_handshake import assert_served
+from server.native.serve import ConnectionOptions
 from tests.server.register_device import BAR0, BAR3, PAGE, RegisterDevice
 from tests.server.running import Server, open_fds, running_server
+from tests.server.transports.raw import RawClient, greeted_client, raw_client
+from tests.server.transports.test_handshake import assert_served
 
 FAR_TOO_MUCH = 16 << 20
 """Bytes of requests; the kernel's buffers of both directions hold a fraction of it."""
@@ -72,9 +73,11 @@ async def test_a_client_that_reads_late_gets_every_reply(server: Server, device:
     await assert_served(server)
 
 
-async def test_replies_with_fds_that_nobody_reads_take_no_fds(device: RegisterDevice) -> None:
+async def test_replies_with_fds_that_nobody_reads_take_no_fds(
+    device: RegisterDevice, options: ConnectionOptions
+) -> None:
     device.share_bar3()
-    async with running_server(device) as server:
+    async with running_server(device, options) as server:
         async with greeted_client(server.path) as client:
             before = open_fds()
             await flood(client, GetRegionInfo(BAR3, argsz=256))
@@ -82,8 +85,10 @@ async def test_replies_with_fds_that_nobody_reads_take_no_fds(device: RegisterDe
         await assert_served(server)
 
 
-async def test_others_talk_to_the_process_while_a_client_does_not_read(server: Server) -> None:
-    async with running_server(RegisterDevice()) as other, greeted_client(server.path) as client:
+async def test_others_talk_to_the_process_while_a_client_does_not_read(
+    server: Server, options: ConnectionOptions
+) -> None:
+    async with running_server(RegisterDevice(), options) as other, greeted_client(server.path) as client:
         await flood(client, GetInfo())
         await assert_served(other)
 

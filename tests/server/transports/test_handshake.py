@@ -28,9 +28,9 @@ from protocol import (
 from server.client import RemoteError, open_client
 from server.engine import ATTACH_SECONDS
 from server.native.serve import HANDSHAKE_SECONDS
-from tests.server.native.raw import error_of, greeted_client, raw_client
 from tests.server.register_device import CONFIG
 from tests.server.running import Server
+from tests.server.transports.raw import error_of, greeted_client, raw_client
 
 
 def dropped(log: list[EventDict]) -> list[str]:

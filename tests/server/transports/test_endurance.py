@@ -27,11 +27,12 @@ from protocol import (
 from protocol.codec import PackableRequest
 from server.client import open_client
 from server.fds import ReceivedFds
-from tests.server.native.raw import RawClient, greeted_client, raw_client
-from tests.server.native.test_dma import memfd
-from tests.server.native.test_handshake import assert_served
+from server.native.serve import ConnectionOptions
 from tests.server.register_device import BAR0, BAR4, MSIX, PAGE, RegisterDevice
 from tests.server.running import Server, mappings, open_fds, running_server
+from tests.server.transports.raw import RawClient, greeted_client, raw_client
+from tests.server.transports.test_dma import memfd
+from tests.server.transports.test_handshake import assert_served
 
 ROUNDS = 200
 TWIN = Capabilities(max_msg_fds=8, twin_socket=TwinSocket(supported=True), write_multiple=True)
@@ -136,11 +137,11 @@ async def test_an_interrupt_reaches_the_clients_eventfd(server: Server, device: 
                 os.close(eventfd)
 
 
-async def test_several_servers_keep_their_clients_apart() -> None:
+async def test_several_servers_keep_their_clients_apart(options: ConnectionOptions) -> None:
     first, second = RegisterDevice(), RegisterDevice()
     async with (
-        running_server(first) as one,
-        running_server(second) as other,
+        running_server(first, options) as one,
+        running_server(second, options) as other,
         open_client(one.path) as client_of_one,
         open_client(other.path) as client_of_other,
     ):

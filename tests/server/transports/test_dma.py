@@ -23,10 +23,10 @@ from protocol import (
     DmaUnmapReply,
 )
 from server.client import RemoteError, VfioUserClient, open_client
-from tests.server.native.raw import error_of, greeted_client
-from tests.server.native.test_handshake import assert_served
 from tests.server.register_device import PAGE, RegisterDevice
 from tests.server.running import Server, open_fds
+from tests.server.transports.raw import error_of, greeted_client
+from tests.server.transports.test_handshake import assert_served
 
 READ_WRITE = DmaMapFlags.READ | DmaMapFlags.WRITE
 TOP = 1 << 64

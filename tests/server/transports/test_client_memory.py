@@ -34,10 +34,10 @@ from protocol import (
 )
 from server.client import open_client
 from server.client.client import CAPABILITIES
-from tests.server.native.raw import RawClient, greeted_client, raw_client
-from tests.server.native.test_handshake import assert_served, dropped
 from tests.server.register_device import BAR0, PAGE, RegisterDevice
 from tests.server.running import Server
+from tests.server.transports.raw import RawClient, greeted_client, raw_client
+from tests.server.transports.test_handshake import assert_served, dropped
 
 MAPPED = 16 << 20
 DOORBELL = 0x10
@@ -204,7 +204,7 @@ async def test_a_reply_that_matches_nothing_ends_the_connection(
                 await twin.send(encode(message_id, Command.DMA_READ, MessageType.REPLY, bytes(7)))
             case "twice":
                 await twin.send(good + good)
-        assert await client.ended()
+        assert await client.ends()  # the first of two good replies may have had its effect
     await assert_served(server)
     assert len(dropped(log)) == 1
 

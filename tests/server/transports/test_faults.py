@@ -10,10 +10,10 @@ from structlog.typing import EventDict
 
 from protocol import DeviceReset, RegionRead, RegionWrite
 from server.log import REPEATS
-from tests.server.native.raw import greeted_client, raw_client
-from tests.server.native.test_handshake import assert_served
 from tests.server.register_device import BAR0, CONFIG, DeviceBroken, RegisterDevice
 from tests.server.running import Server
+from tests.server.transports.raw import greeted_client, raw_client
+from tests.server.transports.test_handshake import assert_served
 
 
 def faults(log: list[EventDict]) -> list[str]:

@@ -13,9 +13,9 @@ from trio.testing import MockClock
 
 from server.listener import MAX_CONNECTIONS
 from server.native.serve import HANDSHAKE_SECONDS
-from tests.server.native.raw import RawClient, raw_client
-from tests.server.native.test_handshake import assert_served
 from tests.server.running import Server
+from tests.server.transports.raw import RawClient, raw_client
+from tests.server.transports.test_handshake import assert_served
 
 
 @contextmanager

@@ -20,7 +20,9 @@ from protocol import (
     Command,
     DeviceInfo,
     DeviceReset,
+    DmaUnmap,
     GetInfo,
+    GetRegionInfo,
     Header,
     MessageType,
     RegionRead,
@@ -33,11 +35,11 @@ from protocol import (
 from protocol.codec import PackableRequest
 from server.client import open_client
 from server.native.handlers import MAX_DATA_XFER_SIZE
-from server.native.serve import MAX_FDS
-from tests.server.native.raw import error_of, greeted_client, raw_client
-from tests.server.native.test_handshake import assert_served, dropped
-from tests.server.register_device import BAR0, CONFIG, RegisterDevice
+from server.native.transport import MAX_FDS
+from tests.server.register_device import BAR0, BAR1, CONFIG, PAGE, RegisterDevice
 from tests.server.running import Server
+from tests.server.transports.raw import error_of, greeted_client, raw_client
+from tests.server.transports.test_handshake import assert_served, dropped
 
 
 @pytest.mark.parametrize(
@@ -138,6 +140,14 @@ async def test_a_payload_that_is_too_short_is_refused(server: Server, command: C
         for size in (0, 1, 3, 7):
             assert error_of(await client.ask_raw(command, bytes(size))) == errno.EINVAL
         assert not (await client.ask(GetInfo())).header.is_error
+
+
+async def test_an_error_reply_is_a_header_alone(server: Server) -> None:
+    async with greeted_client(server.path) as client:
+        for refused in (GetRegionInfo(99), RegionWrite(0, BAR1, b"1"), DmaUnmap(0, PAGE)):
+            message = await client.ask(refused)
+            assert error_of(message) in (errno.EINVAL, errno.EPERM, errno.ENOENT)
+            assert len(message.payload) == 0
 
 
 async def test_a_payload_that_is_too_long_is_refused(server: Server) -> None:

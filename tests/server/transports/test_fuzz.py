@@ -35,10 +35,11 @@ from protocol import (
 )
 from server.client import open_client
 from server.native.handlers import MAX_DATA_XFER_SIZE
-from server.native.serve import MAX_FDS
-from tests.server.native.raw import RawClient, raw_client
+from server.native.serve import ConnectionOptions
+from server.native.transport import MAX_FDS
 from tests.server.register_device import CONFIG, PAGE, RegisterDevice
 from tests.server.running import Server, open_fds, running_server
+from tests.server.transports.raw import RawClient, raw_client
 
 DOORBELL = 0x10
 MAIN = Capabilities(max_msg_fds=8, write_multiple=True)
@@ -156,9 +157,9 @@ def device_of(model: str) -> Device:
 
 
 @asynccontextmanager
-async def server_that_survives(model: str) -> AsyncIterator[Server]:
+async def server_that_survives(model: str, options: ConnectionOptions) -> AsyncIterator[Server]:
     """A server that afterwards serves a new client, and has every fd back."""
-    async with running_server(device_of(model)) as server:
+    async with running_server(device_of(model), options) as server:
         idle = open_fds()
         with trio.fail_after(30):
             yield server
@@ -205,7 +206,7 @@ def replies_in(said: bytes) -> list[int]:
 @pytest.mark.parametrize("capabilities", [MAIN, TWIN], ids=["main", "twin"])
 @pytest.mark.parametrize("model", ["registers", "virtio-gpu"])
 def test_whatever_commands_say_each_is_answered_once_and_in_order(
-    model: str, capabilities: Capabilities
+    model: str, capabilities: Capabilities, options: ConnectionOptions
 ) -> None:
     async def run(sequence: list[Sent], ending: bytes) -> None:
         parts: list[tuple[bytes, list[int]]] = [(encode_request(0, Version(0, 1, capabilities)), [])]
@@ -216,7 +217,7 @@ def test_whatever_commands_say_each_is_answered_once_and_in_order(
                 parts.append((data, [fds[kind] for kind in sent.fds]))
             if ending:
                 parts.append((ending, []))
-            async with server_that_survives(model) as server:
+            async with server_that_survives(model, options) as server:
                 replies = replies_in(await converse(server, parts))
         expected = [number for number, sent in enumerate(sequence, 100) if not sent.no_reply]
         assert replies[: len(expected)] == expected
@@ -232,14 +233,16 @@ def test_whatever_commands_say_each_is_answered_once_and_in_order(
 
 
 @pytest.mark.parametrize("greeted", [True, False])
-def test_bytes_that_are_no_messages_end_nothing_but_their_connection(greeted: bool) -> None:
+def test_bytes_that_are_no_messages_end_nothing_but_their_connection(
+    greeted: bool, options: ConnectionOptions
+) -> None:
     async def run(chunks: list[tuple[bytes, list[str]]]) -> None:
         parts: list[tuple[bytes, list[int]]] = []
         if greeted:
             parts.append((encode_request(0, Version(0, 1, TWIN)), []))
         with fds_of_every_kind() as fds:
             parts += [(data, [fds[kind] for kind in kinds]) for data, kinds in chunks]
-            async with server_that_survives("registers") as server:
+            async with server_that_survives("registers", options) as server:
                 said = await converse(server, parts)
         # Too many fds come to light while they are read, perhaps together with VERSION.
         if greeted and all(len(kinds) <= MAX_FDS for _, kinds in chunks):
