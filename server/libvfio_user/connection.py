@@ -88,6 +88,7 @@ class LibraryConnection(Connection):
         self._refusals: list[str] = []
         """What the library said of the message at hand, beside what its callbacks reported themselves."""
         self._reported = False
+        self._exhausted = False
         self._dma_regions: dict[int, int] = {}
         """Sizes of the regions that the library has, by their address."""
         self._map: tuple[DmaMap, ReceivedFds] | None = None
@@ -217,7 +218,12 @@ class LibraryConnection(Connection):
         """Do what the session has to do before the library does the same; see :class:`Served`."""
         if self._map is not None:
             (request, fds), self._map = self._map, None
-            self._session.dma_map(request, fds)
+            try:
+                self._session.dma_map(request, fds)
+            except DmaError as error:
+                if error.errno == errno.ENOSPC:
+                    self._report_exhaustion()
+                raise
             self._unconfirmed = request
         elif self._unmap is not None:
             unmap, self._unmap = self._unmap, None
@@ -225,6 +231,13 @@ class LibraryConnection(Connection):
             self._unmapping = self._session.begin_dma_unmap(unmap)
             return self._unmapping.pending
         return False
+
+    def _report_exhaustion(self) -> None:
+        if not self._exhausted:
+            self._exhausted = True
+            self._session.log.warning(
+                "dma_regions_exhausted", regions=len(self._dma_regions), fix="serve with --transport native"
+            )
 
     def _check_unmap(self, request: DmaUnmap) -> None:
         """Refuse what the library would refuse once the session has done it."""

@@ -33,6 +33,8 @@ FOLDERS = ("/usr/local/lib", "/usr/local/lib64", "/usr/lib", "/usr/lib64", "/opt
 """Where builds of the library are put that the dynamic linker was not told of."""
 HOW_TO_GET_IT = f"run 'make libvfio-user' in vgpud's sources, or set {VARIABLE} to the path of {SONAME}"
 
+MAX_DMA_REGIONS_OF_OLDER = 16
+
 _Context = ctypes.c_void_p
 _Signature = tuple[Any, tuple[Any, ...]]
 
@@ -111,8 +113,6 @@ ERROR_CHECKS: dict[Any, Callable[..., int]] = {ctypes.c_int: _not_negative, _Con
 class Library:
     """The loaded library: its functions as methods of the same name without ``vfu_``. Not thread-safe."""
 
-    MAX_DMA_REGIONS_OF_OLDER = 16
-
     def __init__(self, path: str) -> None:
         """Load ``path``. Raises LibraryMissing."""
         self.path = path
@@ -149,7 +149,7 @@ class Library:
 
     def max_dma_regions(self, wanted: int) -> int:
         """How many DMA regions the library holds where ``wanted`` are asked for."""
-        return min(wanted, self.MAX_DMA_REGIONS_OF_OLDER) if self.generation is Generation.OLDER else wanted
+        return min(wanted, MAX_DMA_REGIONS_OF_OLDER) if self.generation is Generation.OLDER else wanted
 
     def _bind(self, name: str, result: Any, arguments: tuple[Any, ...]) -> Any:
         function = getattr(self._loaded, name)

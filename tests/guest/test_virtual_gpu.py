@@ -11,6 +11,7 @@ import trio
 from devices.display import Frame
 from server.control_client import capture
 from server.guest.screen import is_drawn_on, settled
+from server.libvfio_user.library import MAX_DMA_REGIONS_OF_OLDER
 from server.screenshot import compose
 from tests.guest.support import GuestParts
 from tests.guest.virtual_gpu import (
@@ -22,6 +23,8 @@ from tests.guest.virtual_gpu import (
 )
 
 pytestmark = pytest.mark.guest
+
+on_both_transports = pytest.mark.parametrize("transport", ["native", "libvfio-user"])
 
 SMPTE_TOP = (
     (192, 192, 192),
@@ -42,12 +45,14 @@ def top_bars(frame: Frame) -> tuple[object, ...]:
     return tuple(image.getpixel(((2 * bar + 1) * width // 14, 8)) for bar in range(7))
 
 
+@on_both_transports
 @pytest.mark.parametrize("blob", ["on", "off"])
 async def test_the_stock_driver_draws_its_console_and_modetest_its_pattern(
-    parts: GuestParts, tmp_path: Path, blob: str
+    parts: GuestParts, tmp_path: Path, blob: str, transport: str
 ) -> None:
+    device = f"virtio-gpu,blob={blob},width=1024,height=768"
     async with (
-        serving(tmp_path, device=f"virtio-gpu,blob={blob},width=1024,height=768") as server,
+        serving(tmp_path, "--transport", transport, device=device) as server,
         parts.boot(server.gpu()) as guest,
     ):
         console = await settled(server.control, is_drawn_on, PICTURE_SECONDS)
@@ -112,9 +117,24 @@ async def test_behind_an_iommu_the_gpu_works_page_by_page(parts: GuestParts, tmp
         assert status["model"]["needs_reset"] is False
 
 
-async def test_memory_that_is_not_shared_is_reached_by_messages(parts: GuestParts, tmp_path: Path) -> None:
+async def test_more_regions_than_libvfio_user_holds_are_said_with_the_way_out(
+    parts: GuestParts, tmp_path: Path
+) -> None:
     async with (
-        serving(tmp_path, device="virtio-gpu,width=1024,height=768") as server,
+        serving(tmp_path, "--transport", "libvfio-user") as server,
+        parts.boot(server.gpu(), iommu=True),
+    ):
+        _, line = await server.process.log.wait_for("dma_regions_exhausted", PICTURE_SECONDS)
+        assert "--transport native" in line
+        assert (await server.status())["client"]["memory"]["regions"] == MAX_DMA_REGIONS_OF_OLDER
+
+
+@on_both_transports
+async def test_memory_that_is_not_shared_is_reached_by_messages(
+    parts: GuestParts, tmp_path: Path, transport: str
+) -> None:
+    async with (
+        serving(tmp_path, "--transport", transport, device="virtio-gpu,width=1024,height=768") as server,
         parts.boot(server.gpu(), shared_memory=False) as guest,
     ):
         pattern = await drawn_pattern(guest, server)
@@ -125,10 +145,14 @@ async def test_memory_that_is_not_shared_is_reached_by_messages(parts: GuestPart
         assert "share=on" in "\n".join(server.process.log.tail)
 
 
+@on_both_transports
 async def test_a_driver_that_lets_go_of_the_device_gives_its_pages_back(
-    parts: GuestParts, tmp_path: Path
+    parts: GuestParts, tmp_path: Path, transport: str
 ) -> None:
-    async with serving(tmp_path) as server, parts.boot(server.gpu(addr="0x5")) as guest:
+    async with (
+        serving(tmp_path, "--transport", transport) as server,
+        parts.boot(server.gpu(addr="0x5")) as guest,
+    ):
         await settled(server.control, is_drawn_on, PICTURE_SECONDS)
         await guest.check("echo 0 >/sys/class/vtconsole/vtcon1/bind")
         device = "$(basename /sys/bus/pci/devices/0000:00:05.0/virtio*)"
@@ -151,8 +175,11 @@ async def test_two_screens_show_two_pictures(parts: GuestParts, tmp_path: Path) 
         assert [scanout["connected"] for scanout in scanouts] == [True, True]
 
 
-async def test_the_next_guest_is_served_when_one_was_killed(parts: GuestParts, tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
+@on_both_transports
+async def test_the_next_guest_is_served_when_one_was_killed(
+    parts: GuestParts, tmp_path: Path, transport: str
+) -> None:
+    async with serving(tmp_path, "--transport", transport) as server:
         idle = server.descriptors()
         for _ in range(2):
             async with parts.boot(server.gpu()):
@@ -164,8 +191,8 @@ async def test_the_next_guest_is_served_when_one_was_killed(parts: GuestParts, t
 
 async def test_two_servers_give_one_guest_two_gpus(parts: GuestParts, tmp_path: Path) -> None:
     async with (
-        serving(tmp_path, name="first") as first,
-        serving(tmp_path, name="second") as second,
+        serving(tmp_path, "--transport", "native", name="first") as first,
+        serving(tmp_path, "--transport", "libvfio-user", name="second") as second,
         parts.boot(first.gpu(), second.gpu()) as guest,
     ):
         cards = await guest.check("ls -d /sys/class/drm/card?")
