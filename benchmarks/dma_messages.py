@@ -1,7 +1,7 @@
 """DMA_MAP and DMA_UNMAP over the socket, page by page with an fd each, as a client behind an IOMMU sends them.
 
-Compares the cost of a message while few regions are mapped with its cost while many are, for our server and for a
-blocking C server on libvfio-user, in one run.
+Compares the cost of a message while few regions are mapped with its cost while many are, and our two transports with
+a blocking C server on libvfio-user, in one run.
 
 usage: python -m benchmarks.dma_messages [--maps N]
 """
@@ -19,9 +19,9 @@ from benchmarks.servers import BlockingClient, c_server, our_server
 from protocol import Command, DmaMap, DmaMapFlags, DmaUnmap
 
 PAGE = 4096
-FEW = 100
-FEW_IN_C = 8
+FEW_IN_LIBRARY = 8
 """The older generation of libvfio-user holds 16 regions."""
+SAMPLE = 2000
 STRIDE = 2 * PAGE
 """Between the starts of two maps, so that no two of them are neighbours."""
 READ_WRITE = DmaMapFlags.READ | DmaMapFlags.WRITE
@@ -63,25 +63,35 @@ def main() -> None:
         "--maps", type=int, default=60_000, help="regions that stay mapped (default: %(default)s)"
     )
     many = parser.parse_args().maps
-    sample = range(many, many + 2000)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with our_server(folder) as our_path, c_server(folder) as c_path:
-            ours = Prober(BlockingClient(our_path), many + 2000)
-            c = Prober(BlockingClient(c_path), many + 2000)
-            for page in range(FEW):
+    sample = range(many, many + SAMPLE)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        with (
+            our_server(folder) as native,
+            our_server(folder, transport="libvfio-user") as library,
+            c_server(folder) as c,
+        ):
+            ours = Prober(BlockingClient(native), many + SAMPLE)
+            others = {
+                "libvfio-user, ctypes": Prober(BlockingClient(library), many + SAMPLE),
+                "libvfio-user, C": Prober(BlockingClient(c), many + SAMPLE),
+            }
+            rows = {}
+            for page in range(FEW_IN_LIBRARY):
+                for prober in (ours, *others.values()):
+                    prober.map(page)
+            rows[f"native, {FEW_IN_LIBRARY} maps"] = ours.cost(sample)
+            for name, prober in others.items():
+                rows[f"{name}, {FEW_IN_LIBRARY} maps"] = prober.cost(sample)
+            for page in range(FEW_IN_LIBRARY, many):
                 ours.map(page)
-            for page in range(FEW_IN_C):
-                c.map(page)
-            few, c_few = ours.cost(sample), c.cost(sample)
-            for page in range(FEW, many):
-                ours.map(page)
-            loaded = ours.cost(sample)
-    print(f"{'us per message':24} {'DMA_MAP':>9} {'DMA_UNMAP':>10}")
-    print(f"{f'ours, {FEW} maps':24} {few[0]:9.1f} {few[1]:10.1f}")
-    print(f"{f'ours, {many} maps':24} {loaded[0]:9.1f} {loaded[1]:10.1f}")
-    print(f"{'ratio':24} {loaded[0] / few[0]:9.2f} {loaded[1] / few[1]:10.2f}")
-    print(f"{f'C server, {FEW_IN_C} maps':24} {c_few[0]:9.1f} {c_few[1]:10.1f}")
+            rows[f"native, {many} maps"] = ours.cost(sample)
+    first = rows[f"native, {FEW_IN_LIBRARY} maps"]
+    print(f"{'us per message':30} {'DMA_MAP':>9} {'DMA_UNMAP':>10} {'of the first line':>18}")
+    for name, (map_us, unmap_us) in rows.items():
+        print(
+            f"{name:30} {map_us:9.1f} {unmap_us:10.1f} {map_us / first[0]:10.2f} {unmap_us / first[1]:7.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Register round trip, REGION_READ of 4 bytes: our server against a blocking C server on libvfio-user.
+"""Register round trip, REGION_READ of 4 bytes: our two transports, and a blocking C server on libvfio-user.
 
-The same client asks both in turn, and again, in one run. Also: the CPU time that our server uses while idle.
+The same client asks all of them in turn, and again, in one run. Also: the CPU time that our servers use while idle.
 
 usage: python -m benchmarks.register_round_trip [--rounds N] [--reads N]
 """
@@ -62,25 +62,45 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with our_server(folder) as our_path, c_server(folder) as c_path:
-            ours, c = BlockingClient(our_path), BlockingClient(c_path)
-            round_trips(ours, OUR_BAR, 1000)
-            round_trips(c, C_BAR, 1000)
-            figures: dict[str, list[tuple[float, float]]] = {"p50": [], "p99": []}
-            for _ in range(arguments.rounds):
-                of_c = round_trips(c, C_BAR, arguments.reads)
-                of_ours = round_trips(ours, OUR_BAR, arguments.reads)
-                for label, share in (("p50", 0.5), ("p99", 0.99)):
-                    figures[label].append((percentile(of_ours, share), percentile(of_c, share)))
-            idle = idle_share(ours)
-            ours.close()
-            c.close()
-    print(f"{'us':5} {'ours':>8} {'C, libvfio-user':>16} {'ours/C, median of rounds':>25}")
-    for label, pairs in figures.items():
-        ratio = statistics.median(our / their for our, their in pairs)
-        our, their = (statistics.median(column) for column in zip(*pairs, strict=True))
-        print(f"{label:5} {our:8.1f} {their:16.1f} {ratio:25.2f}")
-    print(f"idle server: {idle:.1%} of a CPU")
+        with (
+            our_server(folder) as native,
+            our_server(folder, transport="libvfio-user") as library,
+            c_server(folder) as c,
+        ):
+            servers: dict[str, tuple[BlockingClient, int]] = {
+                "native": (BlockingClient(native), OUR_BAR),
+                "libvfio-user, ctypes": (BlockingClient(library), OUR_BAR),
+                "libvfio-user, C": (BlockingClient(c), C_BAR),
+            }
+            figures = measure(servers, arguments.rounds, arguments.reads)
+            idle = {name: idle_share(client) for name, (client, _) in servers.items()}
+            for client, _ in servers.values():
+                client.close()
+    print_table(figures, idle)
+
+
+def measure(
+    servers: dict[str, tuple[BlockingClient, int]], rounds: int, reads: int
+) -> dict[str, list[tuple[float, float]]]:
+    """The 50th and the 99th percentile of each round, in microseconds, by server."""
+    for client, bar in servers.values():
+        round_trips(client, bar, 1000)
+    figures: dict[str, list[tuple[float, float]]] = {name: [] for name in servers}
+    for _ in range(rounds):
+        for name, (client, bar) in servers.items():
+            times = round_trips(client, bar, reads)
+            figures[name].append((percentile(times, 0.5), percentile(times, 0.99)))
+    return figures
+
+
+def print_table(figures: dict[str, list[tuple[float, float]]], idle: dict[str, float]) -> None:
+    """The medians of the rounds, and the median of what each round's p50 is of the native one's."""
+    print(f"{'us':22} {'p50':>8} {'p99':>8} {'of native':>10} {'idle CPU':>9}")
+    native = [p50 for p50, _ in figures["native"]]
+    for name, rounds in figures.items():
+        p50, p99 = (statistics.median(column) for column in zip(*rounds, strict=True))
+        ratio = statistics.median(mine / theirs for (mine, _), theirs in zip(rounds, native, strict=True))
+        print(f"{name:22} {p50:8.1f} {p99:8.1f} {ratio:10.2f} {idle[name]:9.1%}")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ START_SECONDS = 10.0
 
 
 @contextmanager
-def our_server(folder: Path, *options: str) -> Iterator[Path]:
-    """``vgpud serve``; gives its socket."""
-    path = folder / "ours.sock"
+def our_server(folder: Path, *options: str, transport: str = "native") -> Iterator[Path]:
+    """``vgpud serve``; gives its socket. ``make libvfio-user`` gets the library for the transport of that name."""
+    path = folder / f"{transport}.sock"
     command = [sys.executable, "-m", "server", "serve", "--socket-path", str(path), "--log-level", "warning"]
+    command += ["--transport", transport]
     with _running([*command, *options], path):
         yield path
 

@@ -27,6 +27,21 @@ class ReceivedFds:
     ) -> None:
         self.close()
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The fds, to be used and not to be closed."""
+        return tuple(self._fds)
+
+    def duplicates(self) -> ReceivedFds:
+        """Copies, with an owner of their own. Raises OSError with none made."""
+        copies = ReceivedFds()
+        try:
+            copies._fds.extend(map(os.dup, self._fds))
+        except OSError:
+            copies.close()
+            raise
+        return copies
+
     def take(self) -> int | None:
         """Give the next fd away, to an owner who closes it; None when there is none left."""
         return self._fds.pop(0) if self._fds else None

@@ -7,12 +7,14 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, Protocol
 
 from devices.contract import Irq, Region, RegionAccess
-from protocol import HEADER_SIZE, Command, Header, Version
+from protocol import HEADER_SIZE, Command, Header, Version, encode_request
+from protocol.codec import PackableRequest
 from protocol.header import MessageType
 from server.libvfio_user import constants
 from server.libvfio_user.constants import (
@@ -36,7 +38,7 @@ from server.libvfio_user.guard import FAILED, Guard
 from server.libvfio_user.library import Library
 
 REPLY_SIZE = 4096
-"""Bytes that the library's VERSION reply may have; it has about a hundred."""
+"""Bytes that a reply to us may have; that to VERSION has about a hundred."""
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - the last resort, and the folder made in it is this user's alone
 _ACCESS_NAMES = (Command.REGION_READ.name, Command.REGION_WRITE.name)
 
@@ -55,12 +57,15 @@ class Served(Protocol):
         """The name of what the library is serving, for the log."""
 
     def quiesce(self) -> bool:
-        """The library is about to do what a busy device is in the way of. True: not yet, there will be word."""
+        """The library is about to do what a busy device is in the way of. True: not yet, there will be word.
+
+        That is for requests of ours only: a client's own would have the library's fd while it waits.
+        """
 
     def dma_registered(self, iova: int, size: int) -> None:
         """The library has added a DMA region."""
 
-    def dma_unregistered(self, iova: int, size: int) -> None:
+    def dma_unregistered(self, iova: int) -> None:
         """The library is about to remove a DMA region: nothing may use it when this returns."""
 
     def reset(self) -> None:
@@ -84,6 +89,13 @@ class Context:
         self._guard = Guard(served.failed)
         self._kept: list[object] = []
         self._context: int | None = None
+        self._connection = -1
+        """The library's fd for its client."""
+        self._client: socket.socket
+        self._ours, self._theirs = (socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(2))
+        """A connection of our own to the library; its end has the library's fd while :meth:`ask` is under way."""
+        self._waits = False
+        """Whether the library keeps a message until :meth:`quiesced`."""
 
     def adopt(
         self, client: socket.socket, version: Version, regions: Sequence[Region], irqs: Sequence[Irq]
@@ -91,7 +103,8 @@ class Context:
         """Have the library serve ``client``, which has said ``version`` to somebody else. Raises OSError.
 
         The library takes clients from a socket that it listens on itself, and waits for their VERSION. So it gets a
-        connection of our own, that has sent one already; then the client's takes the place of that one.
+        connection of our own, that has sent one already; then the client's takes the place of that one, which
+        stays for :meth:`ask`.
         """
         library = self._library
         with TemporaryDirectory(prefix="vgpud-", dir=_sockets_folder()) as name:
@@ -100,41 +113,66 @@ class Context:
                 Transport.SOCK, os.fsencode(path), ContextFlags.ATTACH_NB, None, DeviceType.PCI
             )
             self._set_up(context, regions, irqs)
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stand_in:
-                stand_in.connect(os.fspath(path))
-                payload = version.pack()
-                header = Header(0, Command.VERSION, HEADER_SIZE + len(payload), MessageType.COMMAND.value)
-                stand_in.sendall(header.pack() + payload)
-                library.attach_ctx(context)
-                stand_in.setblocking(False)
-                reply = Header.unpack(stand_in.recv(REPLY_SIZE))
-                if reply.is_error:
-                    raise OSError(reply.error, f"libvfio-user: {os.strerror(reply.error)}")
-                os.dup2(client.fileno(), library.get_poll_fd(context), inheritable=False)
+            self._ours.connect(os.fspath(path))
+            payload = version.pack()
+            header = Header(0, Command.VERSION, HEADER_SIZE + len(payload), MessageType.COMMAND.value)
+            self._ours.sendall(header.pack() + payload)
+            library.attach_ctx(context)
+        self._ours.setblocking(False)
+        self._connection = library.get_poll_fd(context)
+        os.dup2(self._connection, self._theirs.fileno(), inheritable=False)
+        self._client = client
+        self._answer()
 
     def run(self) -> None:
-        """Serve the one message that is in the socket.
-
-        Raises OSError: EBUSY where it waits for :meth:`quiesced`, ENOTCONN where the client is gone.
-        """
+        """Serve the one message that is in the socket. Raises OSError: ENOTCONN where the client is gone."""
         try:
             self._library.run_ctx(self._context)  # type: ignore[arg-type]
+        except OSError as error:
+            self._waits = error.errno == errno.EBUSY
+            raise
         finally:
             self._guard.raise_escaped()
 
-    def quiesced(self, code: int = 0) -> None:
-        """Go on with the message that had to wait, or give it up for the errno ``code``. Raises OSError."""
+    def ask(self, value: PackableRequest, fds: Sequence[int] = ()) -> bytes:
+        """Have the library serve a request of ours, in the client's place; returns the payload of its reply.
+
+        Raises OSError with the errno of an error reply, and EBUSY where the library waits for :meth:`quiesced`.
+        """
+        os.dup2(self._theirs.fileno(), self._connection, inheritable=False)
+        socket.send_fds(self._ours, [encode_request(0, value)], fds)
+        self.run()
+        return self._answer()
+
+    def quiesced(self, code: int = 0) -> bytes:
+        """Go on with what :meth:`ask` began, or drop it for the errno ``code``. As :meth:`ask`."""
+        self._waits = False
         try:
             self._library.device_quiesced(self._context, code)  # type: ignore[arg-type]
         finally:
             self._guard.raise_escaped()
+        return self._answer() if code == 0 else b""
+
+    def _answer(self) -> bytes:
+        """The library's answer to us; and the client is back in its place."""
+        reply = self._ours.recv(REPLY_SIZE)
+        os.dup2(self._client.fileno(), self._connection, inheritable=False)
+        header = Header.unpack(reply)
+        if header.is_error:
+            raise OSError(header.error, f"libvfio-user: {os.strerror(header.error)}")
+        return reply[HEADER_SIZE:]
 
     def close(self) -> None:
         """The library lets go of everything; nothing is called back any more."""
         self._guard.closed = True
+        if self._waits:
+            with suppress(OSError):
+                self.quiesced(errno.ECANCELED)  # or the library would lose the message, and its memory
         if self._context is not None:
             context, self._context = self._context, None
             self._library.destroy_ctx(context)
+        self._ours.close()
+        self._theirs.close()
         self._kept.clear()
 
     def _set_up(self, context: int, regions: Sequence[Region], irqs: Sequence[Irq]) -> None:
@@ -214,7 +252,7 @@ class Context:
 
     def _dma_unregistered(self, _context: Any, info: Any) -> None:
         iova = info.contents.iova
-        self._served.dma_unregistered(iova.base or 0, iova.length)
+        self._served.dma_unregistered(iova.base or 0)
 
     def _log_message(self, _context: Any, _level: int, message: bytes) -> None:
         self._served.refused(message.decode(errors="replace").strip())

@@ -10,13 +10,11 @@ import termios
 
 import trio
 
-from protocol import HEADER_SIZE
-from server.native.message_socket import MessageSocket, received_fds
+from server.native.message_socket import MessageSocket
 
 PEEK_SIZE = 4096
 """Bytes that are looked at: all of an ordinary message, or several of them."""
 
-_INT_SIZE = array.array("i").itemsize
 _ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 
@@ -28,9 +26,8 @@ class PeekingSocket(MessageSocket):
         super().__init__(sock, max_fds)
         self.peeked = memoryview(bytearray(PEEK_SIZE))
         self.fds_waiting = False
-        """Whether fds came with a part of what is in :attr:`peeked`."""
+        """Whether fds came with something that has not been taken, wherever in the stream that is."""
         self._peek_buffers = [self.peeked]
-        self._fds_size = socket.CMSG_SPACE((max_fds + 1) * _INT_SIZE)
         self._room = select.poll()
         self._room.register(sock, select.POLLOUT)
         self._arrivals: select.epoll | None = None
@@ -45,13 +42,6 @@ class PeekingSocket(MessageSocket):
         # There was no room for fds: none was received, and the kernel says whether there are any.
         self.fds_waiting = bool(flags & socket.MSG_CTRUNC)
         return count
-
-    def peek_fds(self) -> array.array[int]:
-        """Copies of the fds that came with the header at the head of the stream; the caller closes them."""
-        _, ancillary, _, _ = self.sock.recvmsg(
-            HEADER_SIZE, self._fds_size, socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC
-        )
-        return received_fds(ancillary)
 
     def available(self) -> int:
         """Bytes that can be read now."""

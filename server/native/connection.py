@@ -33,7 +33,7 @@ from server.dma.invalidation import UNMAP_SECONDS
 from server.fds import ReceivedFds
 from server.native.client_messages import ClientMessages
 from server.native.handlers import HANDLERS, Later, Reply
-from server.native.message_socket import MessageSocket
+from server.native.message_socket import RECEIVE_SIZE, MessageSocket
 from server.session import WORK_SLICE_NS, Session
 
 CHECKPOINT_NS = 5_000_000
@@ -242,7 +242,7 @@ class Connection:
 
     def _take_replies(self) -> bool:
         """Read while a reply has to wait: replies go to whom they are for, commands are held. False at the end."""
-        count = self._main.receive()
+        count = self._main.take(RECEIVE_SIZE)
         if count > 0:
             self._decoder.feed(bytes(self._main.view[:count]), self._main.take_fds())
             while (message := self._decoder.next_message()) is not None:

@@ -16,7 +16,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import trio
 
@@ -84,7 +84,11 @@ class MessageSocket:
         except BlockingIOError:
             return -1
         if ancillary:
-            self.fds.extend(received_fds(ancillary))
+            for level, kind, data in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    received = array.array("i")
+                    received.frombytes(data[: len(data) - len(data) % _FD_SIZE])
+                    self.fds.extend(received)
         if flags & socket.MSG_CTRUNC:
             raise ProtocolError(errno.EINVAL, "more file descriptors with a message than were negotiated")
         return count
@@ -194,15 +198,6 @@ class MessageSocket:
         while self._outgoing:
             _close_all(self._outgoing.popleft()[1])
         self.sock.close()
-
-
-def received_fds(ancillary: Iterable[tuple[int, int, bytes]]) -> array.array[int]:
-    """The fds that recvmsg() brought; whoever asks owns them."""
-    fds = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    return fds
 
 
 def _close_all(fds: Sequence[int]) -> None:

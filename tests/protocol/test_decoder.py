@@ -257,3 +257,20 @@ def test_no_memory_is_set_aside_for_a_size_that_was_only_announced() -> None:
 
 def test_the_limit_leaves_room_beside_the_data() -> None:
     assert max_message_size(1 << 20) == (1 << 20) + MESSAGE_ROOM
+
+
+def test_how_much_is_missing_leads_from_header_to_header() -> None:
+    decoder = Decoder(max_size=1 << 16)
+    data = Sent(bytes(100)).encode(1)
+    position = 0
+    steps = []
+    while position < len(data):
+        steps.append(decoder.missing)
+        decoder.feed(data[position : position + decoder.missing])
+        position += steps[-1]
+    assert steps == [HEADER_SIZE, 100]
+    assert decoder.missing == HEADER_SIZE
+    decoder.feed(data[:5])
+    assert decoder.missing == HEADER_SIZE - 5
+    decoder.feed(data[5:50])
+    assert decoder.missing == len(data) - 50
