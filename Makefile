@@ -45,7 +45,8 @@ $(VENV)/installed-for-development: pyproject.toml | $(VENV)/created
 system-packages:
 	@scripts/install-missing.sh pkg-config
 	@scripts/install-missing.sh gcc /usr/include/stdio.h=libc6-dev meson ninja=ninja-build \
-		json-c.pc=libjson-c-dev xz=xz-utils edid-decode
+		json-c.pc=libjson-c-dev xz=xz-utils edid-decode \
+		buildah mmdebstrap setpriv=util-linux unshare=util-linux
 
 libvfio-user: venv system-packages
 	@PYTHON=$(BIN)/python scripts/build-libvfio-user.sh

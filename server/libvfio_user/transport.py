@@ -27,8 +27,8 @@ class LibraryTransport:
 
     def __init__(self, library: Library) -> None:
         self._library = library
-        self._max_dma_regions = library.max_dma_regions(MAX_DMA_MAPS)
-        self.capabilities = dataclasses.replace(CAPABILITIES, max_dma_maps=self._max_dma_regions)
+        self.max_dma_maps = library.max_dma_regions(MAX_DMA_MAPS)
+        self.capabilities = dataclasses.replace(CAPABILITIES, max_dma_maps=self.max_dma_maps)
 
     @property
     def description(self) -> str:
@@ -59,7 +59,7 @@ class LibraryTransport:
         """See :class:`server.native.transport.Transport`."""
         assert isinstance(main, PeekingSocket)  # noqa: S101 - from make_socket()
         connection = LibraryConnection(main, decoder, handshake, session, client)
-        connection.context = Context(self._library, connection, self._max_dma_regions)
+        connection.context = Context(self._library, connection, self.max_dma_maps)
         stack.callback(connection.context.close)
         agreement = handshake.agreement
         assert agreement is not None  # noqa: S101 - a handshake that did not raise has one

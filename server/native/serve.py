@@ -209,7 +209,8 @@ def _memory(agreement: Agreement, options: ConnectionOptions, log: Log, stack: E
         log,
         domain,
         limits=options.limits,
-        max_regions=agreement.max_dma_maps,
+        # A client that proposed no limit was not told of ours, which holds all the same.
+        max_regions=min(agreement.max_dma_maps, options.transport.max_dma_maps),
         max_data_xfer_size=min(agreement.client_max_data_xfer_size, MAX_DMA_MESSAGE),
     )
 

@@ -41,6 +41,10 @@ class Transport(Protocol):
     def capabilities(self) -> Capabilities:
         """What a server with this transport offers in VERSION."""
 
+    @property
+    def max_dma_maps(self) -> int:
+        """DMA regions that a client may have."""
+
     def check(self, device: Device) -> None:
         """Raise TransportUnavailable where ``device`` cannot be served."""
 
@@ -69,6 +73,7 @@ class NativeTransport:
 
     name: str = "native"
     capabilities: Capabilities = CAPABILITIES
+    max_dma_maps: int = MAX_DMA_MAPS
 
     def check(self, device: Device) -> None:
         """Serves every device."""
