@@ -25,6 +25,7 @@ from protocol import (
     DmaMapFlags,
     DmaUnmap,
     DmaUnmapFlags,
+    GetRegionInfo,
     Handshake,
     Message,
 )
@@ -32,7 +33,7 @@ from protocol.header import FLAG_NO_REPLY, MessageType
 from server.dma.errors import DmaError
 from server.fds import ReceivedFds
 from server.libvfio_user.context import Context
-from server.libvfio_user.peeking_socket import PEEK_SIZE, PeekingSocket
+from server.libvfio_user.peeking_socket import PeekingSocket
 from server.native.client_messages import ClientMessages
 from server.native.connection import Connection
 from server.native.handlers import EMPTY, Later, Reply
@@ -48,13 +49,13 @@ _RESET = Command.DEVICE_RESET.value
 _COMMAND = MessageType.COMMAND.value
 _ACCESS_END = HEADER_SIZE + REGION_ACCESS.size
 _MAX_LIBRARY_MESSAGE = _ACCESS_END + MAX_LIBRARY_DATA
+_REGION_INFO_SIZE = HEADER_SIZE + len(GetRegionInfo(0).pack())
 _PERMISSIONS = DmaMapFlags.READ | DmaMapFlags.WRITE
 
 LIBRARY_COMMANDS = {
     command.value: command.name
     for command in (
         Command.DEVICE_GET_REGION_INFO,
-        Command.DEVICE_GET_REGION_IO_FDS,
         Command.REGION_READ,
         Command.REGION_WRITE,
         Command.DEVICE_RESET,
@@ -109,14 +110,14 @@ class LibraryConnection(Connection):
     async def _take(self, count: int) -> None:
         """Serve what was looked at: ``count`` bytes."""
         main, view = self._peeking, self._peeking.peeked
-        if self._decoder.in_message:
+        if self._decoder.in_message or main.fds_waiting:
             await self._serve_here(self._decoder.missing)
             return
         done = 0
         while count - done >= HEADER_SIZE:
             _, command, size, flags, _ = HEADER.unpack_from(view, done)
             if not self._is_for_library(command, size, flags, done, count):
-                await self._serve_here(size)
+                await self._serve_here(max(size, HEADER_SIZE))
                 return
             if size > count - done and size > main.available():
                 break
@@ -132,7 +133,7 @@ class LibraryConnection(Connection):
 
     def _is_for_library(self, command: int, size: int, flags: int, start: int, end: int) -> bool:
         """Whether the library is to read the message whose header is at ``start`` of what was looked at."""
-        if command not in LIBRARY_COMMANDS or flags & ~FLAG_NO_REPLY != _COMMAND or self._peeking.fds_waiting:
+        if command not in LIBRARY_COMMANDS or flags & ~FLAG_NO_REPLY != _COMMAND:
             return False
         if command == _READ:
             if size != _ACCESS_END or end - start < _ACCESS_END:
@@ -143,11 +144,11 @@ class LibraryConnection(Connection):
             return _ACCESS_END < size <= _MAX_LIBRARY_MESSAGE
         if command == _RESET:
             return size == HEADER_SIZE
-        return HEADER_SIZE < size <= PEEK_SIZE
+        return size == _REGION_INFO_SIZE
 
     async def _serve_here(self, size: int) -> None:
         """Read what there is of a message of ``size`` bytes, and serve it if it is whole."""
-        count = self._peeking.take(max(HEADER_SIZE, min(size, RECEIVE_SIZE)))
+        count = self._peeking.take(min(size, RECEIVE_SIZE))
         self._decoder.feed(self._peeking.view[: max(count, 0)], self._peeking.take_fds())
         await self._serve_decoded()
 
@@ -201,6 +202,7 @@ class LibraryConnection(Connection):
         except OSError as error:
             if error.errno == errno.EBUSY:
                 return later
+            self._let_go()
             raise
         return self._finish_unmap(unmapping, steps)
 
