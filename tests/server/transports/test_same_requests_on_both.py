@@ -138,6 +138,8 @@ class Bench:
         else:
             await self.client.send(data, fds)
         if request.no_reply:
+            # or it would be a matter of luck whether the work that it begins runs before the next request
+            await trio.testing.wait_all_tasks_blocked()
             return None
         with trio.fail_after(STUCK_SECONDS):
             return await self._reply(number)
