@@ -106,6 +106,8 @@ class LibraryConnection(Connection):
         self._unmapping: DmaUnmapping | None = None
         """What the library is about to unmap, too."""
         self._bitmap = b""
+        self._broken: OSError | None = None
+        """Why the connection ends as soon as the client has been told."""
 
     async def _take(self, count: int) -> None:
         """Serve what was looked at: ``count`` bytes."""
@@ -119,8 +121,11 @@ class LibraryConnection(Connection):
             if not self._is_for_library(command, size, flags, done, count):
                 await self._serve_here(max(size, HEADER_SIZE))
                 return
-            if size > count - done and size > main.available():
-                break
+            if size > count - done:
+                if done:
+                    return  # and look at all of it
+                if size > main.available():
+                    break
             if not main.writable:
                 await main.wait_writable()  # the library loses a reply that does not go out at once
             self.command = LIBRARY_COMMANDS[command]
@@ -151,6 +156,8 @@ class LibraryConnection(Connection):
         count = self._peeking.take(min(size, RECEIVE_SIZE))
         self._decoder.feed(self._peeking.view[: max(count, 0)], self._peeking.take_fds())
         await self._serve_decoded()
+        if self._broken is not None:
+            raise self._broken
 
     async def _wait_for_more(self) -> None:
         """Sleep until more of the message at the head of the stream is there, or there is work to do."""
@@ -214,13 +221,20 @@ class LibraryConnection(Connection):
 
     def go_on(self, unmapping: DmaUnmapping, steps: Iterable[DmaUnmap]) -> Reply:
         """The library need not wait any longer, whether the memory is still in use or not. Raises OSError."""
-        self.context.quiesced()
+        try:
+            self.context.quiesced()
+        except OSError as error:
+            self._broken = error
+            raise
         return self._finish_unmap(unmapping, steps)
 
     def _ask(self, value: DmaMap | DmaUnmap, fds: Sequence[int] = ()) -> None:
         try:
             self.context.ask(value, fds)
         except OSError as error:
+            # What is unmapped in the session and not in the library, nobody could go on with.
+            if self.context.lost or (isinstance(value, DmaUnmap) and error.errno != errno.EBUSY):
+                self._broken = error
             if self._refusals:
                 raise OSError(error.errno, f"libvfio-user: {'; '.join(self._refusals)}") from error
             raise

@@ -94,6 +94,8 @@ class Context:
         self._client: socket.socket
         self._ours, self._theirs = (socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(2))
         """A connection of our own to the library; its end has the library's fd while :meth:`ask` is under way."""
+        self.lost = False
+        """Whether the library has failed in the middle of a message: it serves no other."""
         self._waits = False
         """Whether the library keeps a message until :meth:`quiesced`."""
 
@@ -130,6 +132,7 @@ class Context:
             self._library.run_ctx(self._context)  # type: ignore[arg-type]
         except OSError as error:
             self._waits = error.errno == errno.EBUSY
+            self.lost = not self._waits
             raise
         finally:
             self._guard.raise_escaped()

@@ -36,7 +36,7 @@ from protocol.codec import PackableRequest
 from server.client import open_client
 from server.native.handlers import MAX_DATA_XFER_SIZE
 from server.native.transport import MAX_FDS
-from tests.server.register_device import BAR0, BAR1, CONFIG, PAGE, RegisterDevice
+from tests.server.register_device import BAR0, BAR1, BAR4, CONFIG, PAGE, RegisterDevice
 from tests.server.running import Server
 from tests.server.transports.raw import error_of, greeted_client, raw_client
 from tests.server.transports.test_handshake import assert_served, dropped
@@ -189,6 +189,18 @@ async def test_pipelined_requests_are_answered_in_order(server: Server, device: 
             assert reply.header.message_id == number
             value = RegionReadReply.unpack(reply.payload)
             assert value.data == device.data[BAR0][request.offset : request.offset + 4]
+
+
+async def test_a_large_read_is_served_wherever_it_is_in_a_row_of_small_ones(server: Server) -> None:
+    small, other = encode_request(1, RegionRead(0, BAR4, 4)), encode_request(1, RegionWrite(0, BAR4, b"1234"))
+    large = encode_request(2, RegionRead(0, BAR4, MAX_DATA_XFER_SIZE))
+    async with greeted_client(server.path) as client:
+        for before in range(120, 132):
+            await client.send(other + small * before + large)
+            for _ in range(before + 1):
+                assert not (await client.message()).header.is_error
+            with trio.fail_after(10):
+                assert len((await client.message()).payload) == 16 + MAX_DATA_XFER_SIZE
 
 
 async def test_reads_and_other_commands_keep_their_order_in_one_read(server: Server) -> None:
