@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Callable
+import resource
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -64,25 +67,25 @@ def fails_after(call: Callable[[int], int], code: int) -> Callable[[int], int]:
     return function
 
 
-async def is_answered_or_dropped(client: RawClient, request: PackableRequest) -> bool:
+async def is_answered_or_dropped(
+    client: RawClient, request: PackableRequest, fds: Sequence[int] = ()
+) -> bool:
     """Whether an answer came; the test fails where neither an answer nor the end comes."""
     with trio.fail_after(3):
         try:
-            await client.ask(request)
+            await client.ask(request, fds)
         except (ConnectionResetError, BrokenPipeError):
             return False
     return True
 
 
 @pytest.mark.parametrize("fails", [fails_once, fails_after])
-@pytest.mark.parametrize("code", [errno.ENOMEM, errno.ENOTCONN])
 @pytest.mark.parametrize("request_name", REQUESTS)
 async def test_the_next_request_is_answered_or_the_connection_is_over(
     server: Server,
     library: Library,
     monkeypatch: pytest.MonkeyPatch,
     request_name: str,
-    code: int,
     fails: Callable[[Callable[[int], int], int], Callable[[int], int]],
 ) -> None:
     await assert_served(server)
@@ -91,11 +94,44 @@ async def test_the_next_request_is_answered_or_the_connection_is_over(
     async with greeted_client(server.path) as client:
         with memfd(2 * PAGE) as fd:
             assert not (await client.ask(DmaMap(0, PAGE, MAP_FLAGS), [fd])).header.is_error
-        monkeypatch.setattr(library, "run_ctx", fails(library.run_ctx, code))
+        monkeypatch.setattr(library, "run_ctx", fails(library.run_ctx, errno.ENOMEM))
         # Each of these is for the library itself, or goes through it.
         for request in (REQUESTS[request_name], RegionRead(0, CONFIG, 4), DmaMap(1 << 30, PAGE, MAP_FLAGS)):
             if not await is_answered_or_dropped(client, request):
                 break
     await until_left(server)
     assert open_fds() == before
+    await assert_served(server)
+
+
+@contextmanager
+def room_for_fds(count: int) -> Iterator[None]:
+    """No more than ``count`` fds can be opened."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = {int(path.name) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
+    free = [number for number in range(max(used) + count + 2) if number not in used]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[count], before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("room", range(4))
+async def test_a_map_that_the_last_fds_are_not_enough_for_is_answered_and_so_is_what_follows_or_it_is_over(
+    server: Server, room: int
+) -> None:
+    """The library needs an fd of its own for what is sent to it: it fails without, and not as it refuses."""
+    async with greeted_client(server.path) as client:
+        session = server.engine.session
+        assert session is not None
+        with memfd(PAGE) as fd:
+            request = DmaMap(0, PAGE, MAP_FLAGS)
+            with room_for_fds(room):
+                goes_on = await is_answered_or_dropped(client, request, [fd])
+            mapped = session.memory.stats()["regions"]
+            if goes_on and await is_answered_or_dropped(client, RegionRead(0, CONFIG, 4)) and not mapped:
+                assert not (await client.ask(request, [fd])).header.is_error
+                assert session.memory.stats()["regions"] == 1
+    await until_left(server)
     await assert_served(server)
