@@ -1,7 +1,20 @@
-"""A server on libvfio-user; every test gives back its fds."""
+"""Fixtures of the contract; every test gives back its fds, and has a temporary folder of its own."""
 
 from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+
+import pytest
 
 from tests.server.transports.conftest import _no_fd_leaks, device, log
 
 __all__ = ["_no_fd_leaks", "device", "log"]
+
+
+@pytest.fixture(autouse=True)
+def _temporary_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What other processes have in the common one is not what a test left behind; the path of a socket is short."""
+    with tempfile.TemporaryDirectory() as name:
+        monkeypatch.setattr(tempfile, "tempdir", name)
+        yield
