@@ -101,6 +101,11 @@ class Decoder:
         return bool(self._partial)
 
     @property
+    def holds_fds(self) -> bool:
+        """True when file descriptors came with a message that has begun and not ended."""
+        return bool(self._partial_fds)
+
+    @property
     def missing(self) -> int:
         """Bytes until more is known: to the end of the next header, or of the message in progress."""
         have = len(self._partial)

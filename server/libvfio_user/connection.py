@@ -25,7 +25,6 @@ from protocol import (
     DmaMapFlags,
     DmaUnmap,
     DmaUnmapFlags,
-    GetRegionInfo,
     Handshake,
     Message,
 )
@@ -45,24 +44,22 @@ MAX_LIBRARY_DATA = 32 * 1024
 
 _READ = Command.REGION_READ.value
 _WRITE = Command.REGION_WRITE.value
-_RESET = Command.DEVICE_RESET.value
 _COMMAND = MessageType.COMMAND.value
 _ACCESS_END = HEADER_SIZE + REGION_ACCESS.size
 _MAX_LIBRARY_MESSAGE = _ACCESS_END + MAX_LIBRARY_DATA
-_REGION_INFO_SIZE = HEADER_SIZE + len(GetRegionInfo(0).pack())
 _PERMISSIONS = DmaMapFlags.READ | DmaMapFlags.WRITE
 
 LIBRARY_COMMANDS = {
     command.value: command.name
     for command in (
-        Command.DEVICE_GET_REGION_INFO,
         Command.REGION_READ,
         Command.REGION_WRITE,
         Command.DEVICE_RESET,
     )
 }
-"""What the library reads from the client itself. Not the interrupts: it has one set of eventfds for all interrupt
-indexes, blocks where a client's eventfd does, and does not mask. Not what it has never heard of."""
+"""What the library reads from the client itself. Not what a device is: it sends an fd per mappable area, refuses where
+that is over max_msg_fds, and counts a region for migration. Not the interrupts: it has one set of eventfds for all
+interrupt indexes, blocks where a client's eventfd does, and does not mask. Not what it has never heard of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +144,7 @@ class LibraryConnection(Connection):
             return 0 < int(length) <= MAX_LIBRARY_DATA
         if command == _WRITE:
             return _ACCESS_END < size <= _MAX_LIBRARY_MESSAGE
-        if command == _RESET:
-            return size == HEADER_SIZE
-        return size == _REGION_INFO_SIZE
+        return size == HEADER_SIZE
 
     async def _serve_here(self, size: int) -> None:
         """Read what there is of a message of ``size`` bytes, and serve it if it is whole."""
@@ -191,6 +186,7 @@ class LibraryConnection(Connection):
                 self._ask(DmaMap(request.address, request.size, flags, request.offset), copies.numbers)
             except OSError:
                 self._session.memory.unmap(request.address, request.size)
+                self._session.counters.dma_maps -= 1
                 raise
         return EMPTY
 

@@ -1,4 +1,7 @@
-"""What libvfio-user.h defines: constants, structures and the types of callbacks. Both generations agree on these."""
+"""What libvfio-user.h defines: constants, structures and the types of callbacks. Both generations agree on these.
+
+Regions and interrupts have VFIO's indexes: :class:`protocol.PciRegion`, :class:`protocol.PciIrq`.
+"""
 
 from __future__ import annotations
 
@@ -33,30 +36,6 @@ class RegionFlags(IntFlag):
     ALWAYS_CB = 1 << 3
 
 
-class RegionIndex(IntEnum):
-    """The regions of a PCI device that both generations have, by their index."""
-
-    BAR0 = 0
-    BAR1 = 1
-    BAR2 = 2
-    BAR3 = 3
-    BAR4 = 4
-    BAR5 = 5
-    ROM = 6
-    CONFIG = 7
-    VGA = 8
-
-
-class IrqType(IntEnum):
-    """``enum vfu_dev_irq_type``."""
-
-    INTX = 0
-    MSI = 1
-    MSIX = 2
-    ERR = 3
-    REQ = 4
-
-
 class ResetType(IntEnum):
     """``vfu_reset_type_t``: why the reset callback is called."""
 
@@ -85,7 +64,7 @@ class LogLevel(IntEnum):
 
 
 class Iovec(ctypes.Structure):
-    """``struct iovec``; where it describes a mappable area, ``base`` is the offset in the region."""
+    """``struct iovec``."""
 
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 

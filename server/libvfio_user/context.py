@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, Protocol
 
 from devices.contract import Irq, Region, RegionAccess
-from protocol import HEADER_SIZE, Command, Header, Version, encode_request
+from protocol import HEADER_SIZE, Command, Header, PciRegion, Version, encode_request
 from protocol.codec import PackableRequest
 from protocol.header import MessageType
 from server.libvfio_user import constants
@@ -23,13 +23,11 @@ from server.libvfio_user.constants import (
     DeviceType,
     DmaRegister,
     DmaUnregister,
-    Iovec,
     LogLevel,
     LogMessage,
     PciType,
     Quiesce,
     RegionFlags,
-    RegionIndex,
     Reset,
     ResetType,
     Transport,
@@ -40,6 +38,7 @@ from server.libvfio_user.library import Library
 REPLY_SIZE = 4096
 """Bytes that a reply to us may have; that to VERSION has about a hundred."""
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - the last resort, and the folder made in it is this user's alone
+NO_FD = -1
 _ACCESS_NAMES = (Command.REGION_READ.name, Command.REGION_WRITE.name)
 
 
@@ -199,24 +198,22 @@ class Context:
 
     def _set_up_region(self, context: int, index: int, region: Region) -> None:
         flags = RegionFlags.ALWAYS_CB
-        if index != RegionIndex.CONFIG:
+        if index != PciRegion.CONFIG:
             flags |= RegionFlags.MEM
         if region.access & RegionAccess.READ:
             flags |= RegionFlags.READ
         if region.access & RegionAccess.WRITE:
             flags |= RegionFlags.WRITE
-        areas = (Iovec * len(region.mmap_areas))(*(Iovec(*area) for area in _areas(region)))
-        shared = region.shared
         self._library.setup_region(
             context,
             index,
             region.size,
             self._keep(constants.RegionAccess(self._guard(_access_name, self._access(index)))),
             flags,
-            areas if len(areas) else None,
-            len(areas),
-            -1 if shared is None else shared.fd,
-            0 if shared is None else shared.offset,
+            None,  # clients hear of mappable areas from us
+            0,
+            NO_FD,
+            0,
         )
 
     def _access(self, index: int) -> Callable[[Any, int, int, int, bool], int]:
@@ -262,10 +259,6 @@ class Context:
 
     def _command(self, _context: Any) -> str:
         return self._served.command
-
-
-def _areas(region: Region) -> list[tuple[int, int]]:
-    return [(area.offset, area.length) for area in region.mmap_areas]
 
 
 def _access_name(*arguments: Any) -> str:

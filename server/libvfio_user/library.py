@@ -76,7 +76,7 @@ class Generation(Enum):
     """Which libvfio-user this is; the value is its ``vfu_setup_device_dma``."""
 
     OLDER = (_Context, DmaRegister, DmaUnregister)
-    """QEMU 7.2 to 8.0, Debian 12: holds 16 DMA regions, and counts a migration region among the regions."""
+    """QEMU 7.2, Debian 12: holds 16 DMA regions, and counts a migration region among the regions."""
     NEWER = (_Context, ctypes.c_size_t, DmaRegister, DmaUnregister)
     """After migration version 2: is told how many DMA regions to hold."""
 

@@ -7,9 +7,8 @@ import socket
 from contextlib import ExitStack
 
 from devices.contract import Device
-from protocol import Capabilities, Decoder, Handshake, Version
+from protocol import PCI_NUM_IRQS, PCI_NUM_REGIONS, Capabilities, Decoder, Handshake, Version
 from server.libvfio_user.connection import LibraryConnection
-from server.libvfio_user.constants import IrqType, RegionIndex
 from server.libvfio_user.context import Context
 from server.libvfio_user.library import Library, LibraryMissing, load_library
 from server.libvfio_user.peeking_socket import PeekingSocket
@@ -38,7 +37,7 @@ class LibraryTransport:
     def check(self, device: Device) -> None:
         """Raise TransportUnavailable where ``device`` has not the shape that the library gives all its devices."""
         shape = (len(device.regions), len(device.irqs))
-        if shape != (len(RegionIndex), len(IrqType)):
+        if shape != (PCI_NUM_REGIONS, PCI_NUM_IRQS):
             raise TransportUnavailable(
                 f"{device.name} is no PCI device, and libvfio-user serves only these; use --transport native"
             )

@@ -7,6 +7,7 @@ work runs once the reply is on its way.
 from __future__ import annotations
 
 import errno
+import math
 import time
 from collections import deque
 from contextlib import suppress
@@ -38,6 +39,8 @@ from server.session import WORK_SLICE_NS, Session
 
 CHECKPOINT_NS = 5_000_000
 """Other tasks get a turn at least this often, however busy the line is."""
+STALLED_SECONDS = 3.0
+"""How long a message that has begun to bring fds may pause: less than the next client waits for the device."""
 SHORT_DATA = 4096
 """Register accesses up to this many bytes take the short way."""
 
@@ -233,12 +236,16 @@ class Connection:
             send_reply(self._main, header, reply)
 
     async def _wait_for_news(self, *, listens: bool) -> None:
-        with trio.CancelScope() as self._sleep:
+        # An fd may be the client's own end of the socket, which then never hangs up: the rest is not waited for.
+        stalled = trio.current_time() + STALLED_SECONDS if self._decoder.holds_fds else math.inf
+        with trio.CancelScope(deadline=stalled) as self._sleep:
             if listens:
                 await self._main.wait_readable()
             else:
                 await trio.sleep_forever()
         self._sleep = None
+        if trio.current_time() >= stalled:
+            raise ProtocolError(errno.ETIMEDOUT, f"no end of a message with fds in {STALLED_SECONDS:.0f} s")
 
     def _take_replies(self) -> bool:
         """Read while a reply has to wait: replies go to whom they are for, commands are held. False at the end."""

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from protocol import PciIrq, PciRegion
 from server.libvfio_user import constants
 from server.libvfio_user.library import OLDER_ONLY, SIGNATURES, Generation
 from tests.server.libvfio_user.compiled import compile_c
@@ -17,8 +18,8 @@ PREFIXES = {
     constants.DeviceType: "VFU_DEV_TYPE_{}",
     constants.ContextFlags: "LIBVFIO_USER_FLAG_{}",
     constants.RegionFlags: "VFU_REGION_FLAG_{}",
-    constants.RegionIndex: "VFU_PCI_DEV_{}_REGION_IDX",
-    constants.IrqType: "VFU_DEV_{}_IRQ",
+    PciRegion: "VFU_PCI_DEV_{}_REGION_IDX",
+    PciIrq: "VFU_DEV_{}_IRQ",
     constants.ResetType: "VFU_RESET_{}",
     constants.PciType: "VFU_PCI_TYPE_{}",
     constants.LogLevel: "LOG_{}",
@@ -87,7 +88,7 @@ def structures() -> list[Any]:
 
 def test_every_constant_is_the_headers(tmp_path: Path) -> None:
     expected = {"PCI_HEADER_TYPE_NORMAL": constants.PCI_HEADER_TYPE_NORMAL}
-    for kind in enums():
+    for kind in (*enums(), PciRegion, PciIrq):
         for member in kind:
             name = PREFIXES[kind].format(member.name)
             expected[RENAMED.get(name, name)] = int(member)

@@ -44,7 +44,7 @@ def defined() -> dict[str, Any]:
 def test_every_name_of_the_constants_is_compared() -> None:
     compared = {value.__name__ for value in (*PREFIXES, *STRUCTURES)} | SCALARS
     compared |= {name for name, value in defined().items() if any(value is one for one in CALLBACKS.values())}
-    assert set(defined()) == compared
+    assert set(defined()) == compared - {"PciRegion", "PciIrq"}  # which are protocol's
 
 
 def test_no_member_of_an_enumeration_hides_behind_another_of_its_value() -> None:

@@ -3,6 +3,5 @@
 DIFFERENCES = {
     "test_many_maps_of_one_file_take_one_fd": "the older generation of the library holds 16 DMA regions",
     "test_an_error_reply_is_a_header_alone": "the library leaves the payload that it had begun in an error reply",
-    "test_a_region_that_does_not_exist_is_refused[9]": "the older generation has a region 9, for migration",
 }
 """By the test, which has to fail on libvfio-user: docs/transports.md lists the same for users."""

@@ -10,6 +10,7 @@ import struct
 import pytest
 import trio
 from structlog.typing import EventDict
+from trio.testing import MockClock
 
 from protocol import (
     FLAG_ERROR,
@@ -34,6 +35,7 @@ from protocol import (
 )
 from protocol.codec import PackableRequest
 from server.client import open_client
+from server.native.connection import STALLED_SECONDS
 from server.native.handlers import MAX_DATA_XFER_SIZE
 from server.native.transport import MAX_FDS
 from tests.server.register_device import BAR0, BAR1, BAR4, CONFIG, PAGE, RegisterDevice
@@ -296,6 +298,26 @@ async def test_fds_of_a_message_that_never_ends_are_closed(server: Server) -> No
     with trio.fail_after(5):
         await trio.lowlevel.wait_readable(reader)
     os.close(reader)
+
+
+async def test_a_client_that_leaves_its_own_socket_in_half_a_message_does_not_stay(
+    server: Server, log: list[EventDict], autojump_clock: MockClock
+) -> None:
+    async with greeted_client(server.path) as client:
+        await client.send(encode_request(1, DmaUnmap(0, PAGE))[:20], [client.sock.fileno()])
+    await assert_served(server)
+    assert dropped(log) == ["no end of a message with fds in 3 s"]
+
+
+async def test_a_message_with_fds_may_take_its_time_as_long_as_it_goes_on(
+    server: Server, autojump_clock: MockClock
+) -> None:
+    data = encode_request(1, GetInfo())
+    async with greeted_client(server.path) as client:
+        for place, byte in enumerate(data):
+            await client.send(bytes([byte]), [0] if place == 0 else [])
+            await trio.sleep(STALLED_SECONDS / 2)
+        assert error_of(await client.message()) == errno.EINVAL
 
 
 async def test_a_client_that_closes_its_sending_side_still_gets_its_replies(server: Server) -> None:

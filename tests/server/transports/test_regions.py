@@ -37,6 +37,7 @@ from protocol import (
     SparseMmap,
 )
 from server.client import RemoteError, VfioUserClient, open_client
+from server.fds import ReceivedFds
 from server.native.connection import SHORT_DATA
 from server.native.handlers import MAX_DATA_XFER_SIZE
 from server.native.serve import ConnectionOptions
@@ -56,6 +57,7 @@ from tests.server.register_device import (
 from tests.server.running import Server, running_server
 from tests.server.transports.raw import error_of, greeted_client
 
+AREA_FIELDS = [(area.offset, area.length) for area in AREAS]
 READ_WRITE = RegionFlags.READ | RegionFlags.WRITE
 
 
@@ -224,6 +226,18 @@ async def test_a_mappable_region_says_where_and_comes_with_its_fd(
             mapped[:4] = b"seen"
         os.close(fd)
         assert os.pread(device.shared_fd, 4, areas[0].offset) == b"seen"
+
+
+async def test_a_client_that_takes_one_fd_hears_of_all_mappable_areas(
+    device: RegisterDevice, options: ConnectionOptions
+) -> None:
+    device.share_bar3()
+    async with running_server(device, options) as server, greeted_client(server.path, None) as client:
+        message = await client.ask(GetRegionInfo(BAR3, argsz=256))
+        with ReceivedFds(message.fds) as fds:
+            assert len(fds) == 1
+            info = RegionInfo.unpack(message.payload)
+    assert info.capabilities == (SparseMmap(tuple(SparseArea(*area) for area in AREA_FIELDS)),)
 
 
 async def test_a_region_info_that_does_not_fit_is_cut_and_says_what_it_takes(
