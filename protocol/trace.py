@@ -1,0 +1,214 @@
+"""What a trace holds beside the messages themselves: the payloads of its second interface.
+
+Interface 0 (LINKTYPE_USER0) of each section has whole vfio-user messages. Interface 1 (LINKTYPE_USER1) has what
+never crosses the socket, and is needed to understand and to replay it. Each of its packets begins with 4 bytes, a
+:class:`RecordKind` and three zeros, and goes on with:
+
+    SESSION   JSON: who recorded what, once at the start of a section.
+    CONTENT   hash (16 bytes), length (u32), and that many bytes compressed by zlib (RFC 1950).
+    EVENTS    any number of events, in the order in which they happened:
+                  kind (u8), flags (u8), index (u16), length (u32), address (u64), and, by kind,
+                  READ and WRITE   the bytes, or with flag STORED their hash (16 bytes) and the place in the file of
+                                   the CONTENT that has them (u64)
+                  INTERRUPT        nothing: ``index`` is a VFIO IRQ index, ``address`` the vector
+
+All numbers are little-endian. Events come behind the message that led to them, or that was under way. READ says what
+the device found in guest memory, and WRITE what it put there: what a client sees of it, and a replay has to repeat.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from enum import IntEnum, IntFlag
+from hashlib import blake2b
+from struct import Struct
+from typing import Any, Final, TypeAlias
+
+from protocol.wire import Buffer
+
+HASH_SIZE: Final = 16
+MAX_CONTENT: Final = 64 << 10
+"""Bytes of the longest content that is stored by hash."""
+MAX_INLINE: Final = 1 << 20
+"""Bytes of the longest content of an event that is not stored by hash."""
+EVENT: Final = Struct("<BBHIQ")
+"""Kind, flags, index, length, address."""
+STORED: Final = Struct(f"<{HASH_SIZE}sQ")
+"""Hash, and where the content is in the file."""
+
+_KIND = Struct("<B3x")
+_CONTENT = Struct(f"<{HASH_SIZE}sI")
+_MAX_JSON = 64 << 10
+
+
+class TraceError(ValueError):
+    """A trace is not what it should be; the text is one line."""
+
+
+class RecordKind(IntEnum):
+    """What a packet of interface 1 is."""
+
+    SESSION = 1
+    CONTENT = 2
+    EVENTS = 3
+
+
+class EventKind(IntEnum):
+    """What happened."""
+
+    READ = 1
+    WRITE = 2
+    INTERRUPT = 3
+
+
+class EventFlags(IntFlag):
+    """How an event is stored."""
+
+    NONE = 0
+    STORED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """Who recorded what. ``device`` is what ``--device`` takes, and empty where the device is not one of ours.
+
+    ``memory``: whether every access of the device to guest memory is there, as an event or as a message.
+    ``interrupts``: whether interrupts are. ``continued``: the start of the session is in a file before.
+    """
+
+    recorder: str
+    device: str = ""
+    transport: str = ""
+    memory: bool = False
+    interrupts: bool = False
+    continued: bool = False
+
+    def pack(self) -> bytes:
+        """The payload of a packet."""
+        return _KIND.pack(RecordKind.SESSION) + json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def unpack(cls, payload: Buffer) -> SessionInfo:
+        """Read JSON. Raises TraceError."""
+        if len(payload) > _MAX_JSON:
+            raise TraceError(f"a description of the session of {len(payload)} bytes")
+        try:
+            value = json.loads(bytes(payload))
+        except (ValueError, RecursionError) as error:
+            raise TraceError("the description of the session is no JSON") from error
+        if not isinstance(value, dict):
+            raise TraceError("the description of the session is no JSON object")
+        known: dict[str, Any] = {}
+        for field in fields(cls):
+            kind = bool if field.type == "bool" else str
+            one = value.get(field.name, kind())
+            if not isinstance(one, kind):
+                raise TraceError(f"the session's {field.name} is {one!r}")
+            known[field.name] = one
+        return cls(**known)
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Bytes that events refer to by ``digest``."""
+
+    digest: bytes
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The device read or wrote ``length`` bytes of guest memory at ``address``.
+
+    ``data`` is what; where it is None, the content with ``digest`` is, whose packet is ``place`` bytes into the file.
+    """
+
+    write: bool
+    address: int
+    length: int
+    data: bytes | None
+    digest: bytes = b""
+    place: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """The device raised ``vector`` of a VFIO IRQ index, and the client was told."""
+
+    index: int
+    vector: int
+
+
+Event: TypeAlias = Access | Interrupt
+
+
+def digest(data: Buffer) -> bytes:
+    """What a content is found by."""
+    return blake2b(data, digest_size=HASH_SIZE).digest()
+
+
+def pack_content(key: bytes, data: Buffer) -> bytes:
+    """The payload of a packet that stores ``data``, whose digest is ``key``."""
+    return _KIND.pack(RecordKind.CONTENT) + _CONTENT.pack(key, len(data)) + zlib.compress(data, 1)
+
+
+def pack_events(events: Buffer) -> bytes:
+    """The payload of a packet with events that :data:`EVENT` and so on have packed."""
+    return _KIND.pack(RecordKind.EVENTS) + events
+
+
+def unpack(payload: Buffer) -> tuple[RecordKind, memoryview]:
+    """What a packet of interface 1 is, and the rest of it. Raises TraceError."""
+    if len(payload) < _KIND.size:
+        raise TraceError("a record without a kind")
+    (kind,) = _KIND.unpack_from(payload)
+    if kind not in RecordKind.__members__.values():
+        raise TraceError(f"a record of kind {kind}")
+    return RecordKind(kind), memoryview(payload)[_KIND.size :]
+
+
+def unpack_content(payload: Buffer) -> Content:
+    """Read a content, and check that it is what its digest says. Raises TraceError."""
+    if len(payload) < _CONTENT.size:
+        raise TraceError("a stored content that is too short")
+    key, length = _CONTENT.unpack_from(payload)
+    if length > MAX_CONTENT:
+        raise TraceError(f"a stored content of {length} bytes")
+    inflate = zlib.decompressobj()
+    try:
+        data = inflate.decompress(memoryview(payload)[_CONTENT.size :], length + 1)
+    except zlib.error as error:
+        raise TraceError(f"a stored content that cannot be unpacked: {error}") from error
+    if len(data) != length or digest(data) != key:
+        raise TraceError("a stored content that is not what its hash says")
+    return Content(key, data)
+
+
+def unpack_events(payload: Buffer) -> Iterator[Event]:
+    """Read events one after the other. Raises TraceError."""
+    view = memoryview(payload)
+    at = 0
+    while at < len(view):
+        if len(view) - at < EVENT.size:
+            raise TraceError("an event that is cut off")
+        kind, flags, index, length, address = EVENT.unpack_from(view, at)
+        at += EVENT.size
+        if kind == EventKind.INTERRUPT:
+            yield Interrupt(index, address)
+            continue
+        if kind not in (EventKind.READ, EventKind.WRITE):
+            raise TraceError(f"an event of kind {kind}")
+        stored = bool(flags & EventFlags.STORED)
+        size = STORED.size if stored else length
+        if length > (MAX_CONTENT if stored else MAX_INLINE) or at + size > len(view):
+            raise TraceError(f"an event about {length} bytes, which are not there")
+        write = kind == EventKind.WRITE
+        if stored:
+            key, place = STORED.unpack_from(view, at)
+            yield Access(write, address, length, None, key, place)
+        else:
+            yield Access(write, address, length, bytes(view[at : at + size]))
+        at += size
