@@ -27,6 +27,7 @@ __all__ = [
     "Host",
     "Irq",
     "Log",
+    "Look",
     "MmapArea",
     "OnUnmap",
     "PinnedPages",
@@ -75,6 +76,17 @@ class GuestMemoryError(OSError):
     """
 
 
+class Look(NamedTuple):
+    """A part of pinned memory in place, in order.
+
+    Where the host knows whether the guest has changed that part, ``version`` is a number that changes with it: the
+    same number for the same part means the same bytes. None where the host does not know.
+    """
+
+    views: Sequence[memoryview]
+    version: int | None = None
+
+
 class PinnedPages(Protocol):
     """A pinned scatter list. Its memory stays mapped until :meth:`release` or until the client unmaps it.
 
@@ -116,6 +128,12 @@ class PinnedPages(Protocol):
         client is taking the memory away and the host has no view of its own.
         """
 
+    def look(self, offset: int, length: int) -> Look:
+        """``length`` bytes from ``offset``, all of which are pinned; as for :meth:`views`.
+
+        Who needs a part of the memory asks for that part: a host that records a session records what was asked for.
+        """
+
     def release(self) -> None:
         """Drop one reference per page. Calling it again does nothing."""
 
@@ -129,6 +147,14 @@ where the client is gone or the device was reset."""
 
 class GuestMemory(Protocol):
     """Guest memory as the device addresses it: guest physical, or IO virtual behind a vIOMMU."""
+
+    @property
+    def observed(self) -> bool:
+        """Whether the host records what the device reads and writes.
+
+        Then what the guest may change while the device uses it (rings) is to be accessed by :meth:`read` and
+        :meth:`write`, each access at its time; :meth:`view` gives None, and nothing can be pinned for writing (EFAULT).
+        """
 
     def read(self, address: int, length: int) -> Awaitable[bytes]:
         """Copy ``length`` bytes out of the guest. Raises :class:`GuestMemoryError`."""
@@ -258,6 +284,13 @@ class Device(ABC):
     @abstractmethod
     def reset(self) -> None:
         """Return to the power-on state: pins released, queues stopped, no interrupt pending."""
+
+    def register_name(self, index: int, offset: int) -> str | None:  # noqa: ARG002 - for models that know names
+        """The name of the register that is at ``offset`` of region ``index``, None where the model knows none.
+
+        For people: traces and logs. Any numbers may be asked for; it has no side effects and needs no host.
+        """
+        return None
 
     @property
     def display(self) -> Display | None:

@@ -65,6 +65,29 @@ def size(text: str) -> int:
 
 def create_device(models: Sequence[DeviceModel], text: str) -> Device:
     """Make the device that ``text`` (``NAME[,OPTION=VALUE...]``) describes. Raises OptionError."""
+    model, texts = _settings(models, text)
+    known = {option.name: option for option in model.options}
+    name = model.name
+    values: dict[str, object] = {}
+    for key, value in texts.items():
+        try:
+            values[key] = known[key].parse(value)
+        except ValueError as error:
+            raise OptionError(f"{name}: {key}={value}: {error}") from error
+    try:
+        return model.create(values)
+    except ValueError as error:
+        raise OptionError(f"{name}: {error}") from error
+
+
+def full_description(models: Sequence[DeviceModel], text: str) -> str:
+    """``text`` with every option of its model: the same device where the defaults are others. Raises OptionError."""
+    model, texts = _settings(models, text)
+    return ",".join((model.name, *(f"{key}={value}" for key, value in texts.items())))
+
+
+def _settings(models: Sequence[DeviceModel], text: str) -> tuple[DeviceModel, dict[str, str]]:
+    """The model, and the text of each of its options."""
     name, *settings = text.split(",")
     model = next((model for model in models if model.name == name), None)
     if model is None:
@@ -80,13 +103,4 @@ def create_device(models: Sequence[DeviceModel], text: str) -> Device:
         if not equals:
             raise OptionError(f"{name}: option {key} needs a value: {key}={known[key].default}")
         texts[key] = value
-    values: dict[str, object] = {}
-    for key, value in texts.items():
-        try:
-            values[key] = known[key].parse(value)
-        except ValueError as error:
-            raise OptionError(f"{name}: {key}={value}: {error}") from error
-    try:
-        return model.create(values)
-    except ValueError as error:
-        raise OptionError(f"{name}: {error}") from error
+    return model, texts

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from devices import work
-from devices.contract import DmaSegment, GuestMemoryError, GuestRange, OnUnmap, Prot, Work
+from devices.contract import DmaSegment, GuestMemoryError, GuestRange, Look, OnUnmap, Prot, Work
 
 _PAGE_MASK = -4096
 
@@ -71,6 +71,16 @@ class FakePinnedPages:
                 runs.append(GuestRange(address, length))
         return [self._memory.slice(address, length, self.prot) for address, length in runs]
 
+    def look(self, offset: int, length: int) -> Look:
+        """A part of :meth:`views`, of unknown version."""
+        parts: list[memoryview] = []
+        for view in self.views():
+            part = view[offset : offset + length]
+            parts += [part] if part else []
+            offset = max(offset - len(view), 0)
+            length -= len(part)
+        return Look(parts)
+
     def release(self) -> None:
         """Take the pages off the memory's list of pins."""
         self.revoked = True
@@ -86,6 +96,7 @@ class FakeMemory:
         self.data = bytearray(size)
         self.base = base
         self.shared = shared
+        self.observed = False
         self.pins: list[FakePinnedPages] = []
         self.leaving: list[FakePinnedPages] = []
         self.holes: list[GuestRange] = []

@@ -34,16 +34,16 @@ class Doorbell(PciFunction):
         self._generation = 0
         self.function_reset()
         registers = (
-            Register(0x00, 4, read=lambda: 0, write=self._ring),
-            Register(0x04, 4, read=lambda: self._count),
-            Register(0x08, 8, read=lambda: self._source, write=self._set_source),
-            Register(0x10, 8, read=lambda: self._target, write=self._set_target),
-            Register(0x18, 4, read=lambda: self._length, write=self._start_copy),
-            Register(0x1C, 4, read=lambda: self._status),
+            Register(0x00, 4, read=lambda: 0, write=self._ring, name="ring"),
+            Register(0x04, 4, read=lambda: self._count, name="count"),
+            Register(0x08, 8, read=lambda: self._source, write=self._set_source, name="source"),
+            Register(0x10, 8, read=lambda: self._target, write=self._set_target, name="target"),
+            Register(0x18, 4, read=lambda: self._length, write=self._start_copy, name="length"),
+            Register(0x1C, 4, read=lambda: self._status, name="status"),
         )
         block = RegisterBlock(0x20, registers)
-        bar = Bar(4096, (Window(0, block.length, block.read, block.write),))
-        super().__init__(IDENTITY, bars={0: bar}, msix=MsixSpec(vectors=2, bar=1))
+        window = Window(0, block.length, block.read, block.write, register_name=block.register_name)
+        super().__init__(IDENTITY, bars={0: Bar(4096, (window,))}, msix=MsixSpec(vectors=2, bar=1))
 
     def function_reset(self) -> None:
         """Back to the power-on state; a copy that is still under way belongs to an older generation."""

@@ -65,10 +65,13 @@ class EventKind(IntEnum):
 
 
 class EventFlags(IntFlag):
-    """How an event is stored."""
+    """How an event is stored, and how it came about."""
 
     NONE = 0
     STORED = 1
+    """By hash."""
+    IN_PLACE = 2
+    """Of a READ: the device looked at the memory in place, and may have used any part of it, or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,7 @@ class Access:
     data: bytes | None
     digest: bytes = b""
     place: int = 0
+    in_place: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +212,7 @@ def unpack_events(payload: Buffer) -> Iterator[Event]:
         write = kind == EventKind.WRITE
         if stored:
             key, place = STORED.unpack_from(view, at)
-            yield Access(write, address, length, None, key, place)
+            yield Access(write, address, length, None, key, place, bool(flags & EventFlags.IN_PLACE))
         else:
             yield Access(write, address, length, bytes(view[at : at + size]))
         at += size

@@ -102,6 +102,13 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     _add_dma_options(parser.add_argument_group("guest memory"))
     parser.add_argument("--control", type=Path, metavar="PATH", help="socket for status and screenshots")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="record every session; see 'vgpud trace'")
+    parser.add_argument(
+        "--trace-limit",
+        metavar="SIZE",
+        default="1G",
+        help="bytes of the trace at most, in a ring of FILE, FILE.1, FILE.2, FILE.3; or none (default: %(default)s)",
+    )
     parser.add_argument("--log-format", choices=FORMATS, default="console", help="default: %(default)s")
     parser.add_argument("--log-level", choices=LEVELS, default="info", help="default: %(default)s")
     parser.add_argument(

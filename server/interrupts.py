@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import select
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from devices.contract import Irq
@@ -68,6 +68,8 @@ class Interrupts:
         self._irqs = irqs
         self._vectors = [[_Vector() for _ in range(irq.count)] for irq in irqs]
         self.raised = 0
+        self.observer: Callable[[int, int], None] | None = None
+        """Told of each interrupt that the client is told of: IRQ index and vector."""
 
     def trigger(self, index: int, vector: int) -> None:
         """Raise a vector: signal its eventfd, or remember it while it is masked."""
@@ -81,6 +83,8 @@ class Interrupts:
         if self._irqs[index].automasked:
             line.masked = True
         line.trigger.signal()
+        if self.observer is not None:
+            self.observer(index, vector)
 
     def set_irqs(self, request: SetIrqs, fds: ReceivedFds) -> None:
         """Do what SET_IRQS asks. Raises ProtocolError (EINVAL) with nothing changed."""

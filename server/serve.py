@@ -12,7 +12,9 @@ import structlog
 import trio
 
 from devices.models import MODELS
-from devices.registry import OptionError, create_device
+from devices.registry import OptionError, create_device, full_description
+from devices.registry import size as parse_size
+from protocol.trace import SessionInfo
 from server import log as logging
 from server.control import serve_control
 from server.dma.domains.registry import DOMAINS, DomainOptions, open_domain
@@ -25,6 +27,8 @@ from server.native.serve import ConnectionOptions
 from server.native.transport import TransportUnavailable
 from server.notify import notify_ready
 from server.socket_path import SocketPathError, adopt_listener, listen_at
+from server.trace.recording import Recording
+from server.trace.ring import MIN_LIMIT, TraceRing
 from server.transports import choose_transport
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -45,19 +49,55 @@ def run_serve(arguments: argparse.Namespace) -> int:
             locks_memory=DOMAINS[arguments.dma_domain].domain.locks_memory,
         )
         transport = choose_transport(arguments.transport, device)
+        trace_limit = _trace_limit(arguments)
     except (OptionError, ValueError, TransportUnavailable) as error:
         return fail(error)
     domain = DomainOptions(arguments.vfio_group, arguments.vfio_container, arguments.dma_bits)
     try:
         with ExitStack() as stack:
             make_domain = open_domain(arguments.dma_domain, domain, stack)
-            options = ConnectionOptions(limits, make_domain, transport.transport)
             listener = stack.enter_context(_listener(arguments))
+            recording = _recording(arguments, trace_limit, transport.transport.name, stack)
+            options = ConnectionOptions(limits, make_domain, transport.transport, recording)
             control = None if arguments.control is None else stack.enter_context(listen_at(arguments.control))
             trio.run(_main, listener, control, Engine(device), options, transport.reason, arguments)
-    except (SocketPathError, DmaDomainUnavailable) as error:
+    except (SocketPathError, DmaDomainUnavailable, TraceUnavailable) as error:
         return fail(error)
     return 0
+
+
+def _trace_limit(arguments: argparse.Namespace) -> int | None:
+    """Bytes that the files of the trace may have together, None for no limit. Raises ValueError."""
+    text = arguments.trace_limit
+    if arguments.trace is None or text == "none":
+        return None
+    limit = parse_size(text)
+    if limit < MIN_LIMIT:
+        raise ValueError(f"--trace-limit {text}: give at least {MIN_LIMIT >> 20}M, or none")
+    return limit
+
+
+def _recording(
+    arguments: argparse.Namespace, limit: int | None, transport: str, stack: ExitStack
+) -> Recording | None:
+    """Raises TraceUnavailable."""
+    if arguments.trace is None:
+        return None
+    try:
+        ring = TraceRing(arguments.trace, limit)
+    except OSError as error:
+        raise TraceUnavailable(f"--trace {arguments.trace}: {error.strerror}") from error
+    stack.callback(ring.close)
+    log = structlog.get_logger()
+    ring.when_failed = lambda error: log.warning(
+        "trace_stopped", file=str(arguments.trace), reason=error.strerror
+    )
+    device = full_description(MODELS, arguments.device)
+    return Recording(ring, SessionInfo("vgpud serve", device, transport, memory=True, interrupts=True))
+
+
+class TraceUnavailable(Exception):  # noqa: N818 - what the user reads
+    """The trace cannot be written; the text is one line that names the fix."""
 
 
 def _listener(arguments: argparse.Namespace) -> AbstractContextManager[socket.socket]:
@@ -89,6 +129,7 @@ async def _main(
                 dma_domain=arguments.dma_domain,
                 max_pinned=options.limits.max_pinned,
                 dma_retain=options.limits.retain,
+                trace=None if arguments.trace is None else str(arguments.trace),
             )
             notify_ready()
             async for number in signals:

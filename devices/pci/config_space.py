@@ -15,6 +15,7 @@ from devices.pci.constants import (
     InterruptPin,
     Status,
 )
+from devices.pci.register_names import RegisterName, config_register_name, name_in
 
 _ERROR_BITS = (
     Status.MASTER_DATA_PARITY_ERROR
@@ -58,6 +59,7 @@ class ConfigSpace:
         self._power_on = bytearray(size)
         self._writable = bytearray(size)
         self._clear_on_one = bytearray(size)
+        self._capabilities: list[tuple[range, str, RegisterName | None]] = []
         self._next_capability = FIRST_CAPABILITY
         self._link_to_next: int = ConfigRegister.CAPABILITIES_POINTER
         self._define_header(identity, interrupt_pin)
@@ -102,11 +104,20 @@ class ConfigSpace:
         address_bits = (1 << 8 * width) - size
         self.define(ConfigRegister.BAR0 + 4 * index, width, flags, writable=address_bits)
 
-    def add_capability(self, capability: int, body: bytes, writable: bytes = b"") -> int:
+    def add_capability(
+        self,
+        capability: int,
+        body: bytes,
+        writable: bytes = b"",
+        *,
+        name: str = "",
+        register_name: RegisterName | None = None,
+    ) -> int:
         """Append a capability to the list and return its offset.
 
         ``body`` is what follows the id and the link to the next one; ``writable`` masks its bits, zeros where
-        it is shorter. Raises ValueError when the 256 bytes are full.
+        it is shorter. Traces show ``NAME.REGISTER``, with what ``register_name`` knows at an offset in the
+        capability. Raises ValueError when the 256 bytes are full.
         """
         offset = self._next_capability
         end = offset + 2 + len(body)
@@ -117,6 +128,7 @@ class ConfigSpace:
             self.define(offset + 2 + at, 1, byte, writable=writable[at] if at < len(writable) else 0)
         self.define(self._link_to_next, 1, offset)
         self.define(ConfigRegister.STATUS, 2, Status.CAPABILITIES, clear_on_one=_ERROR_BITS)
+        self._capabilities.append((range(offset, end), name, register_name))
         self._link_to_next = offset + 1
         self._next_capability = (end + 3) & ~3
         return offset
@@ -139,6 +151,13 @@ class ConfigSpace:
     def put(self, offset: int, width: int, value: int) -> None:
         """Set a register, read-only bits included, until the next reset."""
         self._image[offset : offset + width] = value.to_bytes(width, "little")
+
+    def register_name(self, offset: int) -> str | None:
+        """The name of a register of the header, or of a capability that has names."""
+        for capability, name, register_name in self._capabilities:
+            if offset in capability:
+                return name_in(name, offset - capability.start, register_name)
+        return config_register_name(offset)
 
     def reset(self) -> None:
         """Back to the power-on values."""

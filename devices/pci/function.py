@@ -16,6 +16,7 @@ from devices.pci.constants import (
     Status,
 )
 from devices.pci.msix import Msix
+from devices.pci.register_names import RegisterName
 from devices.pci.registers import ReadHandler, Window, WindowMap, WriteHandler, ignore_write, read_zeros
 from protocol import PciIrq, PciRegion
 
@@ -79,6 +80,7 @@ class PciFunction(Device):
         regions = [Region(index.name) for index in PciRegion]
         self._readers: list[ReadHandler] = [read_zeros] * len(PciRegion)
         self._writers: list[WriteHandler] = [ignore_write] * len(PciRegion)
+        self._register_names: dict[int, RegisterName] = {PciRegion.CONFIG: self.config.register_name}
         taken: set[int] = set()
         for index, bar in bars.items():
             needs = {index, index + 1} if bar.is_64bit else {index}
@@ -88,6 +90,7 @@ class PciFunction(Device):
             self.config.add_memory_bar(index, bar.size, is_64bit=bar.is_64bit, prefetchable=bar.prefetchable)
             windows = WindowMap(bar.size, bar.windows)
             self._readers[index], self._writers[index] = windows.read, windows.write
+            self._register_names[index] = windows.register_name
             regions[index] = Region(PciRegion(index).name, bar.size, _READ_WRITE, bar.mmap_areas, bar.shared)
         self._readers[PciRegion.CONFIG] = self.config_read
         self._writers[PciRegion.CONFIG] = self.config_write
@@ -137,6 +140,11 @@ class PciFunction(Device):
     def region_write(self, index: int, offset: int, data: memoryview) -> None:
         """Dispatch a write to the register under it."""
         self._writers[index](offset, data)
+
+    def register_name(self, index: int, offset: int) -> str | None:
+        """The names that configuration space, its capabilities and the windows of the BARs have."""
+        register_name = self._register_names.get(index)
+        return None if register_name is None else register_name(offset)
 
     def reset(self) -> None:
         """Power-on state of configuration space, interrupts and the function itself."""

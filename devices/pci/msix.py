@@ -19,12 +19,19 @@ from devices.pci.constants import (
     CapabilityId,
     MsixControl,
 )
+from devices.pci.register_names import array_names, structure_names
 from devices.pci.registers import Window
 
 _PENDING_WORD = 8
 _SMALLEST_BAR = 4096
 _CONTROL = 2
 _CONTROL_WIDTH = 2
+_CAPABILITY_NAMES = structure_names((("id", 1), ("next", 1), ("control", 2), ("table", 4), ("pba", 4)))
+_TABLE_NAMES = array_names(
+    "table",
+    MSIX_ENTRY_SIZE,
+    structure_names((("address", 4), ("upper_address", 4), ("data", 4), ("vector_control", 4))),
+)
 
 
 class Msix:
@@ -50,6 +57,8 @@ class Msix:
             + bar.to_bytes(4, "little")
             + (self._pending_offset | bar).to_bytes(4, "little"),
             (MsixControl.ENABLE | MsixControl.FUNCTION_MASK).to_bytes(2, "little"),
+            name="msix_cap",
+            register_name=_CAPABILITY_NAMES,
         )
         self.reset()
 
@@ -63,8 +72,8 @@ class Msix:
     def windows(self) -> tuple[Window, Window]:
         """The table and the pending bits, as windows of the BAR."""
         return (
-            Window(0, len(self._table), self._read_table, self._write_table),
-            Window(self._pending_offset, len(self._pending), self._read_pending),
+            Window(0, len(self._table), self._read_table, self._write_table, "msix", _TABLE_NAMES),
+            Window(self._pending_offset, len(self._pending), self._read_pending, name="msix.pba"),
         )
 
     def trigger(self, vector: int) -> None:

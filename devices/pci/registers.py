@@ -6,6 +6,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from devices.pci.register_names import RegisterName, name_in
+
 ReadHandler = Callable[[int, int], bytes]
 """``(offset, count)`` in the window, to exactly ``count`` bytes."""
 
@@ -23,12 +25,17 @@ def ignore_write(offset: int, data: memoryview) -> None:
 
 
 class Window(NamedTuple):
-    """``length`` bytes from ``start`` in a region that one pair of handlers serves, at any access width."""
+    """``length`` bytes from ``start`` in a region that one pair of handlers serves, at any access width.
+
+    Traces show ``NAME.REGISTER``, with the register that ``register_name`` knows at an offset in the window.
+    """
 
     start: int
     length: int
     read: ReadHandler = read_zeros
     write: WriteHandler = ignore_write
+    name: str = ""
+    register_name: RegisterName | None = None
 
 
 class WindowMap:
@@ -39,8 +46,9 @@ class WindowMap:
 
     def __init__(self, size: int, windows: Iterable[Window]) -> None:
         self.size = size
-        self._windows = _fill_gaps(size, sorted(windows, key=lambda window: window.start))
-        self._starts = [window.start for window in self._windows]
+        self._named = _fill_gaps(size, sorted(windows, key=lambda window: window.start))
+        self._windows = [window[:4] for window in self._named]  # unpacked on every access
+        self._starts = [window.start for window in self._named]
 
     def read(self, offset: int, count: int) -> bytes:
         """Read ``count`` bytes; an access over a window's border is split there."""
@@ -65,6 +73,13 @@ class WindowMap:
             write(offset, data[:head])
             self.write(start + length, data[head:])
 
+    def register_name(self, offset: int) -> str | None:
+        """The name of the register at ``offset``; None in gaps, outside, and where the window has no names."""
+        if not 0 <= offset < self.size:
+            return None
+        window = self._named[bisect_right(self._starts, offset) - 1]
+        return name_in(window.name, offset - window.start, window.register_name)
+
 
 def _fill_gaps(size: int, windows: list[Window]) -> list[Window]:
     filled: list[Window] = []
@@ -84,12 +99,16 @@ def _fill_gaps(size: int, windows: list[Window]) -> list[Window]:
 
 
 class Register(NamedTuple):
-    """A little-endian register of ``width`` bytes at ``offset`` of its block; read-only without ``write``."""
+    """A little-endian register of ``width`` bytes at ``offset`` of its block; read-only without ``write``.
+
+    Traces show its ``name``.
+    """
 
     offset: int
     width: int
     read: Callable[[], int]
     write: Callable[[int], None] | None = None
+    name: str = ""
 
 
 class RegisterBlock:
@@ -123,6 +142,11 @@ class RegisterBlock:
                 register.write(int.from_bytes(data, "little"))
             return
         self._write_covered(offset, data)
+
+    def register_name(self, offset: int) -> str | None:
+        """The name of the register that has a byte at ``offset``: ``count``, or ``count+1`` inside of it."""
+        register = self._covering[offset] if 0 <= offset < self.length else None
+        return None if register is None else name_in(register.name, offset - register.offset)
 
     def _read_bytes(self, offset: int, count: int) -> bytes:
         image = bytearray(count)

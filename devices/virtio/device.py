@@ -89,6 +89,10 @@ class VirtioDevice(ABC):
     def config_write(self, offset: int, data: bytes) -> None:
         """Write device configuration space; what is read-only ignores it."""
 
+    def config_field_name(self, offset: int) -> str | None:  # noqa: ARG002 - for devices that know names
+        """The name of the field at ``offset`` of device configuration space, for traces; None for no field."""
+        return None
+
     @abstractmethod
     async def handle(self, queue: int, chain: DescriptorChain) -> int:
         """Serve one buffer of ``queue``; returns the bytes written into it.

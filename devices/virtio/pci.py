@@ -6,6 +6,7 @@ from devices.display import Display
 from devices.pci.config_space import PciIdentity
 from devices.pci.constants import CapabilityId, InterruptPin
 from devices.pci.function import Bar, MsixSpec, PciFunction
+from devices.pci.register_names import array_names
 from devices.pci.registers import Window
 from devices.virtio.chain import Chain
 from devices.virtio.common_config import CommonConfig
@@ -23,6 +24,7 @@ from devices.virtio.constants import (
 from devices.virtio.device import VirtioDevice
 from devices.virtio.pci_access import ConfigAccess
 from devices.virtio.queue_service import QueueService
+from devices.virtio.register_names import capability_name, capability_register_name, common_register_name
 
 _MSIX_BAR = 1
 _VIRTIO_BAR = 4
@@ -76,11 +78,19 @@ class VirtioPci(PciFunction):
 
     def _windows(self) -> tuple[Window, ...]:
         common = self.common.registers
+        notify_names = array_names("notify", 1 << _NOTIFY_SHIFT)
         return (
-            Window(_COMMON, common.length, common.read, common.write),
-            Window(_ISR, _PAGE, self._read_isr),
-            Window(_DEVICE, _PAGE, self.device.config_read, self._write_device_config),
-            Window(_NOTIFY, _PAGE, write=self._notify),
+            Window(_COMMON, common.length, common.read, common.write, "common", common_register_name),
+            Window(_ISR, _PAGE, self._read_isr, name="isr"),
+            Window(
+                _DEVICE,
+                _PAGE,
+                self.device.config_read,
+                self._write_device_config,
+                "device",
+                self.device.config_field_name,
+            ),
+            Window(_NOTIFY, _PAGE, write=self._notify, register_name=notify_names),
         )
 
     def _add_capability(self, kind: PciCapability, offset: int, length: int, extra: bytes = b"") -> None:
@@ -90,6 +100,8 @@ class VirtioPci(PciFunction):
             + offset.to_bytes(4, "little")
             + length.to_bytes(4, "little")
             + extra,
+            name=capability_name(kind),
+            register_name=capability_register_name(kind),
         )
 
     def _add_access_capability(self) -> int:
@@ -97,6 +109,8 @@ class VirtioPci(PciFunction):
             CapabilityId.VENDOR_SPECIFIC,
             bytes((20, PciCapability.PCI_CFG)) + bytes(16),
             writable=b"\0\0\xff\0\0\0" + b"\xff" * 12,
+            name=capability_name(PciCapability.PCI_CFG),
+            register_name=capability_register_name(PciCapability.PCI_CFG),
         )
 
     # What the driver does to the common configuration

@@ -33,6 +33,7 @@ class RingPart:
         if memory is not self._memory:
             self.release()
             self._memory = memory
+            self._copies = memory.observed
         if self._copies:
             return
         pins = self._pins

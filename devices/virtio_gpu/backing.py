@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import accumulate
 
-from devices.contract import GuestMemory, GuestMemoryError, GuestRange, PinnedPages, Prot
+from devices.contract import GuestMemory, GuestMemoryError, GuestRange, Look, PinnedPages, Prot
 
 PAGE_SHIFT = 12
 _PAGE_MASK = (1 << PAGE_SHIFT) - 1
@@ -20,7 +21,7 @@ class Backing:
     and pinned again at the next use. Memory that the client did not share is read by message each time.
     """
 
-    __slots__ = ("_ends", "_memory", "_pins", "_shared", "length", "pages", "ranges")
+    __slots__ = ("_copied", "_ends", "_memory", "_pins", "_shared", "length", "pages", "ranges")
 
     def __init__(self, ranges: Sequence[GuestRange], memory: Callable[[], GuestMemory]) -> None:
         """Pin ``ranges`` in what ``memory()`` gives. Raises :class:`GuestMemoryError`, but not for EFAULT."""
@@ -31,6 +32,8 @@ class Backing:
             ((address & _PAGE_MASK) + length + _PAGE_MASK) >> PAGE_SHIFT for address, length in ranges
         )
         self._memory = memory
+        self._copied: tuple[int | None, ...] = ()
+        """The last copy: from where, of what version, to which place."""
         self._pins: PinnedPages | None = None
         self._shared = True
         self._pin()
@@ -46,8 +49,8 @@ class Backing:
         if pins is not None:
             pins.release()
 
-    def views(self) -> Sequence[memoryview] | None:
-        """The memory in place, None where it is not shared; good until the device awaits.
+    def look(self, offset: int, length: int) -> Look | None:
+        """A part of the memory in place, None where it is not shared; good until the device awaits.
 
         Raises :class:`GuestMemoryError` where it cannot be pinned again.
         """
@@ -56,31 +59,52 @@ class Backing:
             pins = self._pin()
             if pins is None:
                 return None
-        return pins.views()
+        return pins.look(offset, length)
+
+    def observe(self, offset: int, length: int) -> None:
+        """Where the session is recorded: what is here now, the guest shows."""
+        with suppress(GuestMemoryError):  # nobody asked for a look, so nobody is told
+            if self._memory().observed:
+                self.look(offset, length)
 
     async def copy_rows(
-        self, offset: int, pitch: int, target: memoryview, target_pitch: int, row: int, rows: int
+        self,
+        offset: int,
+        pitch: int,
+        target: memoryview,
+        target_pitch: int,
+        row: int,
+        rows: int,
+        place: int | None = None,
     ) -> None:
         """Copy ``rows`` rows of ``row`` bytes, ``pitch`` apart from ``offset``, to ``target``, ``target_pitch`` apart.
 
-        The caller has checked that both ends are within bounds. Raises :class:`GuestMemoryError`.
+        The caller has checked that both ends are within bounds. ``place``: where ``target`` is in an image that
+        nothing but this changes, so that what was just copied there need not be copied again.
+        Raises :class:`GuestMemoryError`.
         """
         if row == pitch == target_pitch:
             row, rows = row * rows, 1
-        views = self.views()
-        if views is None:
+        look = self.look(offset, pitch * (rows - 1) + row)
+        if look is None:
+            self._copied = ()
             for index in range(rows):
                 start = index * target_pitch
                 await self._read_into(offset + index * pitch, target[start : start + row])
             return
+        views, version = look
+        if place is not None:
+            copy = (place, offset, pitch, row, rows, version)
+            if copy == self._copied and version is not None:
+                return
+            self._copied = copy
         if rows == 1 and len(views) == 1:
-            target[:row] = views[0][offset : offset + row]
+            target[:row] = views[0]
             return
         copy_run = _copier(views)
         for index in range(rows):
             start = index * target_pitch
-            copy_run(offset, target[start : start + row])
-            offset += pitch
+            copy_run(index * pitch, target[start : start + row])
 
     def _pin(self) -> PinnedPages | None:
         if not self._shared:

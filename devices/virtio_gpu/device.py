@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from devices.contract import GuestMemory, GuestMemoryError
 from devices.display import Display, Frame, NothingOnScanout, PixelBuffer, ScanoutInfo
+from devices.pci.register_names import structure_names
 from devices.virtio.device import DescriptorChain, VirtioDevice
 from devices.virtio_gpu.control import CommandQueue
 from devices.virtio_gpu.cursor_commands import CursorCommands
@@ -29,6 +30,9 @@ from devices.work import run_to_completion
 CONTROL_QUEUE_SIZE = 256
 CURSOR_QUEUE_SIZE = 16
 NUM_CAPSETS = 0
+_CONFIG_FIELD_NAMES = structure_names(
+    (("events_read", 4), ("events_clear", 4), ("num_scanouts", 4), ("num_capsets", 4))
+)
 
 
 class VirtioGpu(VirtioDevice, Display):
@@ -100,6 +104,10 @@ class VirtioGpu(VirtioDevice, Display):
             written[offset:end] = data[: end - offset]
             _read, clear, _scanouts, _capsets = CONFIG.unpack(written)
             self._events &= ~clear
+
+    def config_field_name(self, offset: int) -> str | None:
+        """Names in struct virtio_gpu_config (5.7.4)."""
+        return _CONFIG_FIELD_NAMES(offset)
 
     async def handle(self, queue: int, chain: DescriptorChain) -> int:
         """Serve one request; returns the bytes of its response."""

@@ -113,6 +113,6 @@ class ResourceCommands:
         if offset + (height - 1) * stride + row > backing.length:
             raise CommandError(Response.ERR_INVALID_PARAMETER)
         start = y * stride + x * BYTES_PER_PIXEL
-        await backing.copy_rows(offset, stride, resource.pixels[start:], stride, row, height)
+        await backing.copy_rows(offset, stride, resource.pixels[start:], stride, row, height, start)
         self.bytes_transferred += row * height
         return None

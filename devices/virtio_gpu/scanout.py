@@ -50,6 +50,14 @@ class Framebuffer:
         layout = OPAQUE[self.layout]
         return PixelBuffer(self.rect.width, self.rect.height, row, layout, bytes(pixels))
 
+    def observe(self) -> None:
+        """Where the session is recorded: these pixels are complete, as the guest says."""
+        backing = self.resource.backing
+        if backing is not None and not isinstance(self.resource, Resource2D):
+            backing.observe(
+                self.offset, self.stride * (self.rect.height - 1) + self.rect.width * BYTES_PER_PIXEL
+            )
+
     async def _grab_backing(self, target: memoryview, row: int) -> None:
         backing = self.resource.backing
         if backing is None:

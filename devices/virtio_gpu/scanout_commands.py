@@ -110,7 +110,10 @@ class ScanoutCommands:
         if isinstance(resource, Resource2D) and (x + width > resource.width or y + height > resource.height):
             raise CommandError(Response.ERR_INVALID_PARAMETER)
         for index in resource.scanouts:
-            self._scanouts[index].flushes += 1
+            scanout = self._scanouts[index]
+            scanout.flushes += 1
+            if scanout.framebuffer is not None:
+                scanout.framebuffer.observe()
         return None
 
     @staticmethod

@@ -36,6 +36,9 @@ class GuestMemoryMap:
     takes everything out of it again. ``max_data_xfer_size`` may be set once it has been negotiated.
     """
 
+    observed = False
+    """Nothing is recorded; see :class:`server.trace.observed_memory.ObservedMemory`."""
+
     def __init__(
         self,
         log: Log,
@@ -204,13 +207,25 @@ class GuestMemoryMap:
             # Looked up again for each part: the map may have changed while a message was under way.
             region, size = self._part(address, length, _READ)
             if region.backing is not None:
-                start = address + region.delta
-                pieces.append(region.backing.memory[_READ][start : start + size])
+                pieces.append(self._read_shared(region, address, size))
             else:
                 pieces.append(await self._read_message(address, size))
             address += size
             length -= size
         return b"".join(pieces)
+
+    def _read_shared(self, region: DmaRegion, address: int, size: int) -> bytes | memoryview:
+        """What is in shared memory, within one region."""
+        assert region.backing is not None  # noqa: S101 - that is what shared means
+        start = address + region.delta
+        return region.backing.memory[_READ][start : start + size]
+
+    def _write_shared(self, region: DmaRegion, address: int, data: memoryview) -> None:
+        """Write to shared memory, within one region."""
+        assert region.backing is not None  # noqa: S101 - that is what shared means
+        self.dirty.mark(address, address + len(data))
+        start = address + region.delta
+        region.backing.memory[_WRITE][start : start + len(data)] = data
 
     async def _read_message(self, address: int, size: int) -> bytes:
         self.messages += 1
@@ -225,9 +240,7 @@ class GuestMemoryMap:
         while rest:
             region, size = self._part(address, len(rest), _WRITE)
             if region.backing is not None:
-                self.dirty.mark(address, address + size)
-                start = address + region.delta
-                region.backing.memory[_WRITE][start : start + size] = rest[:size]
+                self._write_shared(region, address, rest[:size])
             else:
                 await self._write_message(address, bytes(rest[:size]))
             address += size

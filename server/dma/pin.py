@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
-from devices.contract import DmaSegment, GuestMemoryError, OnUnmap, Prot
+from devices.contract import DmaSegment, GuestMemoryError, Look, OnUnmap, Prot
 from server.dma.address_space import PAGE_SHIFT
 from server.dma.run_rows import DMA, END, START, Rows, clipped, coalesced
 from server.dma.scatter import ScatterList
@@ -138,6 +138,10 @@ class Pin:
             self._views = tuple(views if self.prot & Prot.WRITE else (view.toreadonly() for view in views))
         return self._views
 
+    def look(self, offset: int, length: int) -> Look:
+        """A part of the memory in place, of unknown version. Raises GuestMemoryError (EINVAL) once revoked."""
+        return Look(part_of(self.views(), offset, length))
+
     def release(self) -> None:
         """Drop one reference per page. Calling it again does nothing."""
         if not self.revoked:
@@ -176,6 +180,24 @@ class Pin:
         start, end, delta = rows[START].copy(), rows[END].copy(), rows[DMA] - rows[START]
         self._translation = _Translation(start, end, delta, (start.data, end.data, delta.data))
         return self._translation
+
+
+def part_of(views: Sequence[memoryview], offset: int, length: int) -> Sequence[memoryview]:
+    """``length`` bytes from ``offset`` of views that follow each other."""
+    if len(views) == 1:
+        return (views[0][offset : offset + length],)
+    parts: list[memoryview] = []
+    for view in views:
+        if not length:
+            break
+        if offset < len(view):
+            part = view[offset : offset + length]
+            parts.append(part)
+            length -= len(part)
+            offset = 0
+        else:
+            offset -= len(view)
+    return parts
 
 
 def _segments(scatter: ScatterList, rows: Rows) -> list[DmaSegment]:

@@ -1,8 +1,6 @@
 """One client's messages, served by libvfio-user where it can, and by the project's own engine where it cannot.
 
-The library reads a message with blocking calls, and is lost where one comes in pieces. So each message is looked at
-before the library may read it: it has to be whole and without fds, of a kind that the library serves as it should be,
-and the client must have room for the reply. Everything else is read here. Of that, DMA_MAP and DMA_UNMAP go through
+How the messages that the library serves get to it, subclasses know. Of the others, DMA_MAP and DMA_UNMAP go through
 the library, too, as requests of ours: what it tells of a DMA region leaves out the file, which the session needs.
 """
 
@@ -13,10 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import trio
-
 from protocol import (
-    HEADER,
     HEADER_SIZE,
     REGION_ACCESS,
     Command,
@@ -32,11 +27,10 @@ from protocol.header import FLAG_NO_REPLY, MessageType
 from server.dma.errors import DmaError
 from server.fds import ReceivedFds
 from server.libvfio_user.context import Context
-from server.libvfio_user.peeking_socket import PeekingSocket
 from server.native.client_messages import ClientMessages
 from server.native.connection import Connection
 from server.native.handlers import EMPTY, Later, Reply
-from server.native.message_socket import RECEIVE_SIZE
+from server.native.message_socket import MessageSocket
 from server.session import DmaUnmapping, Session
 
 MAX_LIBRARY_DATA = 32 * 1024
@@ -57,9 +51,23 @@ LIBRARY_COMMANDS = {
         Command.DEVICE_RESET,
     )
 }
-"""What the library reads from the client itself. Not what a device is: it sends an fd per mappable area, refuses where
+"""What the library serves as the client sent it. Not what a device is: it sends an fd per mappable area, refuses where
 that is over max_msg_fds, and counts a region for migration. Not the interrupts: it has one set of eventfds for all
 interrupt indexes, blocks where a client's eventfd does, and does not mask. Not what it has never heard of."""
+
+
+def is_for_library(command: int, size: int, flags: int, payload: memoryview) -> bool:
+    """Whether the library serves a message of ``size`` bytes, of whose payload there is ``payload`` so far."""
+    if command not in LIBRARY_COMMANDS or flags & ~FLAG_NO_REPLY != _COMMAND:
+        return False
+    if command == _READ:
+        if size != _ACCESS_END or len(payload) < REGION_ACCESS.size:
+            return size == _ACCESS_END
+        _, _, length = REGION_ACCESS.unpack_from(payload)
+        return 0 < int(length) <= MAX_LIBRARY_DATA
+    if command == _WRITE:
+        return _ACCESS_END < size <= _MAX_LIBRARY_MESSAGE
+    return size == HEADER_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +88,7 @@ class LibraryConnection(Connection):
 
     def __init__(
         self,
-        main: PeekingSocket,
+        main: MessageSocket,
         decoder: Decoder,
         handshake: Handshake,
         session: Session,
@@ -93,7 +101,6 @@ class LibraryConnection(Connection):
         self.region_write = session.region_write
         self.reset = session.reset
         self.command = ""
-        self._peeking = main
         self._refusals: list[str] = []
         """What the library said of the message at hand, beside what its callbacks reported themselves."""
         self._reported = False
@@ -106,63 +113,10 @@ class LibraryConnection(Connection):
         self._broken: OSError | None = None
         """Why the connection ends as soon as the client has been told."""
 
-    async def _take(self, count: int) -> None:
-        """Serve what was looked at: ``count`` bytes."""
-        main, view = self._peeking, self._peeking.peeked
-        if self._decoder.in_message or main.fds_waiting:
-            await self._serve_here(self._decoder.missing)
-            return
-        done = 0
-        while count - done >= HEADER_SIZE:
-            _, command, size, flags, _ = HEADER.unpack_from(view, done)
-            if not self._is_for_library(command, size, flags, done, count):
-                await self._serve_here(max(size, HEADER_SIZE))
-                return
-            if size > count - done:
-                if done:
-                    return  # and look at all of it
-                if size > main.available():
-                    break
-            if not main.writable:
-                await main.wait_writable()  # the library loses a reply that does not go out at once
-            self.command = LIBRARY_COMMANDS[command]
-            self.context.run()
-            if self._refusals or self._reported:
-                self._report_refusals()
-            done += size
-        if done == 0:
-            await self._wait_for_more()
-
-    def _is_for_library(self, command: int, size: int, flags: int, start: int, end: int) -> bool:
-        """Whether the library is to read the message whose header is at ``start`` of what was looked at."""
-        if command not in LIBRARY_COMMANDS or flags & ~FLAG_NO_REPLY != _COMMAND:
-            return False
-        if command == _READ:
-            if size != _ACCESS_END or end - start < _ACCESS_END:
-                return size == _ACCESS_END
-            _, _, length = REGION_ACCESS.unpack_from(self._peeking.peeked, start + HEADER_SIZE)
-            return 0 < int(length) <= MAX_LIBRARY_DATA
-        if command == _WRITE:
-            return _ACCESS_END < size <= _MAX_LIBRARY_MESSAGE
-        return size == HEADER_SIZE
-
-    async def _serve_here(self, size: int) -> None:
-        """Read what there is of a message of ``size`` bytes, and serve it if it is whole."""
-        count = self._peeking.take(min(size, RECEIVE_SIZE))
-        self._decoder.feed(self._peeking.view[: max(count, 0)], self._peeking.take_fds())
-        await self._serve_decoded()
+    async def _serve_decoded(self) -> None:
+        await super()._serve_decoded()
         if self._broken is not None:
             raise self._broken
-
-    async def _wait_for_more(self) -> None:
-        """Sleep until more of the message at the head of the stream is there, or there is work to do."""
-        seen = self._peeking.available()
-        ended = False
-        with trio.CancelScope() as self._sleep:
-            ended = not await self._peeking.wait_for_more(seen)
-        self._sleep = None
-        if ended:
-            await self._serve_here(seen)  # so that the decoder has what was cut off
 
     def _answer(self, message: Message, fds: ReceivedFds) -> Reply | Later:
         command = message.header.command

@@ -37,6 +37,8 @@ from server.libvfio_user.library import Library
 
 REPLY_SIZE = 4096
 """Bytes that a reply to us may have; that to VERSION has about a hundred."""
+MAX_RELAYED = 64 * 1024
+"""Bytes of a message or a reply that fit in the socket whole."""
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - the last resort, and the folder made in it is this user's alone
 NO_FD = -1
 _ACCESS_NAMES = (Command.REGION_READ.name, Command.REGION_WRITE.name)
@@ -145,6 +147,19 @@ class Context:
         socket.send_fds(self._ours, [encode_request(0, value)], fds)
         self.run()
         return self._answer()
+
+    def relay(self, message: bytes) -> bytes:
+        """Have the library serve a client's message that somebody else has read; returns its reply, if there is one.
+
+        Messages and replies have MAX_RELAYED bytes at most. Raises OSError, but not for an error reply.
+        """
+        os.dup2(self._theirs.fileno(), self._connection, inheritable=False)
+        self._ours.sendall(message)
+        self.run()
+        try:
+            return self._ours.recv(MAX_RELAYED)
+        except BlockingIOError:
+            return b""
 
     def quiesced(self, code: int = 0) -> bytes:
         """Go on with what :meth:`ask` began, or drop it for the errno ``code``. As :meth:`ask`."""

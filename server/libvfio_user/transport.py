@@ -11,7 +11,9 @@ from protocol import PCI_NUM_IRQS, PCI_NUM_REGIONS, Capabilities, Decoder, Hands
 from server.libvfio_user.connection import LibraryConnection
 from server.libvfio_user.context import Context
 from server.libvfio_user.library import Library, LibraryMissing, load_library
+from server.libvfio_user.peeking_connection import PeekingConnection
 from server.libvfio_user.peeking_socket import PeekingSocket
+from server.libvfio_user.relayed_connection import RelayedConnection
 from server.native.client_messages import ClientMessages
 from server.native.connection import Connection
 from server.native.message_socket import MessageSocket
@@ -56,8 +58,11 @@ class LibraryTransport:
         stack: ExitStack,
     ) -> Connection:
         """See :class:`server.native.transport.Transport`."""
-        assert isinstance(main, PeekingSocket)  # noqa: S101 - from make_socket()
-        connection = LibraryConnection(main, decoder, handshake, session, client)
+        connection: LibraryConnection
+        if isinstance(main, PeekingSocket):
+            connection = PeekingConnection(main, decoder, handshake, session, client)
+        else:
+            connection = RelayedConnection(main, decoder, handshake, session, client)
         connection.context = Context(self._library, connection, self.max_dma_maps)
         stack.callback(connection.context.close)
         agreement = handshake.agreement

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -38,6 +39,9 @@ from server.native.handlers import MAX_DATA_XFER_SIZE, Reply
 from server.native.message_socket import MessageSocket
 from server.native.transport import MAX_FDS, NATIVE, Transport
 from server.session import Session
+from server.trace.observed_memory import ObservedMemory
+from server.trace.recorder import Recorder
+from server.trace.recording import Recording, RecordingSocket, keep_flushing
 
 HANDSHAKE_SECONDS = 10.0
 """A client that has not sent VERSION by then is dropped."""
@@ -56,6 +60,7 @@ class ConnectionOptions:
     limits: PinLimits = DEFAULT_LIMITS
     make_domain: Callable[[], DmaDomain] = SoftDomain
     transport: Transport = NATIVE
+    recording: Recording | None = None
 
 
 class ClientGone(Exception):  # noqa: N818 - an event of the connection
@@ -70,7 +75,7 @@ async def serve_connection(
 ) -> None:
     """Serve one client to its end, however it ends; takes ``client`` over. Raises nothing but cancellation."""
     log = log.bind(pid=_peer_pid(client))
-    main = options.transport.make_socket(client)
+    main = _make_socket(client, options)
     decoder = Decoder(max_message_size(MAX_DATA_XFER_SIZE), MAX_FDS)
     try:
         await _serve(main, decoder, engine, options, log)
@@ -90,6 +95,14 @@ async def serve_connection(
     finally:
         ReceivedFds(decoder.take_fds()).close()
         main.close()
+        if isinstance(main, RecordingSocket) and options.recording is not None:
+            options.recording.finish(main.recorder)
+
+
+def _make_socket(client: socket.socket, options: ConnectionOptions) -> MessageSocket:
+    if options.recording is None:
+        return options.transport.make_socket(client)
+    return options.recording.make_socket(client, MAX_FDS, MAX_DATA_XFER_SIZE)
 
 
 def _refuse_last(main: MessageSocket, decoder: Decoder, code: int) -> None:
@@ -165,18 +178,23 @@ async def _attached(
 ) -> None:
     agreement = handshake.agreement
     assert agreement is not None  # noqa: S101 - a handshake that did not raise has one
+    recorder = main.recorder if isinstance(main, RecordingSocket) else None
+    if recorder is not None and options.recording is not None:
+        options.recording.start(recorder)
     with ExitStack() as stack:
         twin: MessageSocket | None = None
         theirs: socket.socket | None = None
         if agreement.twin_socket_fd is not None:
-            twin, theirs = _twin_socket(stack)
+            twin, theirs = _twin_socket(main, stack)
         quiet = RepeatLimit(log)
         client = ClientMessages(twin or main, quiet)
         with _refusing(main, header):
-            memory = _memory(agreement, options, quiet, stack)
+            memory = _memory(agreement, options, quiet, recorder, stack)
         max_data = min(agreement.client_max_data_xfer_size, MAX_DATA_XFER_SIZE)
         session = Session(engine.device, memory, client.work, quiet, max_data)
         stack.callback(session.close)
+        if recorder is not None:
+            session.interrupts.observer = recorder.interrupt
         with _refusing(main, header):
             connection = options.transport.connect(main, decoder, handshake, session, client, stack)
         engine.attach(session)
@@ -193,19 +211,28 @@ async def _attached(
         async with trio.open_nursery() as nursery:
             if twin is not None:
                 nursery.start_soon(connection.serve_twin, twin)
+            if recorder is not None:
+                nursery.start_soon(keep_flushing, recorder)
             await connection.serve()
             nursery.cancel_scope.cancel()
         log.info("client_left", cut_off=decoder.in_message, **session.status())
 
 
-def _memory(agreement: Agreement, options: ConnectionOptions, log: Log, stack: ExitStack) -> GuestMemoryMap:
+def _memory(
+    agreement: Agreement,
+    options: ConnectionOptions,
+    log: Log,
+    recorder: Recorder | None,
+    stack: ExitStack,
+) -> GuestMemoryMap:
     """The client's memory, over a DMA domain of its own, which ``stack`` closes. Raises OSError."""
     try:
         domain = options.make_domain()
     except DmaDomainUnavailable as error:
         raise DmaError(errno.ENODEV, str(error)) from error
     stack.callback(domain.close)
-    return GuestMemoryMap(
+    make_memory = GuestMemoryMap if recorder is None else functools.partial(ObservedMemory, recorder)
+    return make_memory(
         log,
         domain,
         limits=options.limits,
@@ -215,10 +242,10 @@ def _memory(agreement: Agreement, options: ConnectionOptions, log: Log, stack: E
     )
 
 
-def _twin_socket(stack: ExitStack) -> tuple[MessageSocket, socket.socket]:
+def _twin_socket(main: MessageSocket, stack: ExitStack) -> tuple[MessageSocket, socket.socket]:
     """Our end, and the client's, which the caller passes on and closes; ``stack`` closes both, too."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    twin = MessageSocket(ours, max_fds=0)
+    twin = main.twin(ours) if isinstance(main, RecordingSocket) else MessageSocket(ours, max_fds=0)
     stack.callback(twin.close)
     stack.callback(theirs.close)
     return twin, theirs

@@ -60,7 +60,10 @@ class Transport(Protocol):
         client: ClientMessages,
         stack: ExitStack,
     ) -> Connection:
-        """Begin to serve a client whose VERSION was accepted; ``stack`` ends it. Raises OSError."""
+        """Begin to serve a client whose VERSION was accepted; ``stack`` ends it. Raises OSError.
+
+        ``main`` is from :meth:`make_socket`, or a socket that hears what it receives and sends.
+        """
 
 
 class TransportUnavailable(Exception):  # noqa: N818 - what the user reads

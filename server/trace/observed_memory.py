@@ -1,0 +1,144 @@
+"""Guest memory whose every access by the device is recorded."""
+
+from __future__ import annotations
+
+import errno
+import weakref
+from collections.abc import Sequence
+from typing import Any, Protocol, Self
+
+from devices.contract import DmaSegment, GuestMemoryError, GuestRange, Look, OnUnmap, PinnedPages, Prot
+from server.dma.memory import GuestMemoryMap
+from server.dma.pin import Pin, part_of
+from server.dma.regions import DmaRegion
+
+
+class MemoryObserver(Protocol):
+    """Told of what a device does with memory that its client shared. What goes by message, others see."""
+
+    def read(self, address: int, data: bytes | memoryview) -> None:
+        """The device read ``data``."""
+
+    def wrote(self, address: int, data: bytes | memoryview) -> None:
+        """The device wrote ``data``."""
+
+    def looked(
+        self, pins: object, ranges: Sequence[tuple[int, int]], offset: int, views: Sequence[memoryview]
+    ) -> int:
+        """The device looks at memory in place: what is ``offset`` bytes into ``pins``.
+
+        ``ranges`` are the start and the end of what is pinned, in order. Returns the version of that part.
+        """
+
+
+class ObservedMemory(GuestMemoryMap):
+    """As :class:`GuestMemoryMap`, for devices that a recorder watches."""
+
+    observed = True
+
+    def __init__(self, observer: MemoryObserver, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._observer = observer
+
+    def view(self, address: int, length: int, prot: Prot) -> memoryview | None:
+        """None: what is done with a view, nobody would see. Raises as the base class does."""
+        super().view(address, length, prot)
+        return None
+
+    async def read(self, address: int, length: int) -> bytes:
+        """As the base class, and recorded."""
+        region = self._shared_region(address, length, Prot.READ)
+        if region is not None:
+            return bytes(self._read_shared(region, address, length))
+        return await self._read_parts(address, length)
+
+    async def write(self, address: int, data: bytes | memoryview) -> None:
+        """As the base class, and recorded."""
+        region = self._shared_region(address, len(data), Prot.WRITE)
+        if region is not None:
+            self._write_shared(region, address, memoryview(data))
+        else:
+            await self._write_parts(address, data)
+
+    def pin_pages(  # type: ignore[override]  # what is in hand is not the cache's own handle
+        self, ranges: Sequence[GuestRange], prot: Prot, on_unmap: OnUnmap
+    ) -> PinnedPages:
+        """As the base class; EFAULT for writing, since nobody would see what is written."""
+        if prot & Prot.WRITE:
+            raise GuestMemoryError(errno.EFAULT, "the session is recorded: write instead")
+        told: list[weakref.ref[ObservedPin]] = []
+
+        def unmapped(_pin: PinnedPages) -> bool | None:
+            observed = told[0]()
+            return None if observed is None else on_unmap(observed)
+
+        pin = ObservedPin(super().pin_pages(ranges, prot, unmapped), self._observer)
+        told.append(weakref.ref(pin))
+        return pin
+
+    def _shared_region(self, address: int, length: int, prot: Prot) -> DmaRegion | None:
+        """The region with all of the range, where it is shared and may be used so."""
+        region = self._find(address)
+        if region is None or region.backing is None or not region.allows[prot]:
+            return None
+        return region if 0 <= length <= region.end - address else None
+
+    def _read_shared(self, region: DmaRegion, address: int, size: int) -> bytes | memoryview:
+        data = bytes(super()._read_shared(region, address, size))
+        self._observer.read(address, data)
+        return data
+
+    def _write_shared(self, region: DmaRegion, address: int, data: memoryview) -> None:
+        super()._write_shared(region, address, data)
+        self._observer.wrote(address, data)
+
+
+class ObservedPin:
+    """A pin for reading, whose looks are recorded; otherwise what it is made from."""
+
+    def __init__(self, pin: Pin, observer: MemoryObserver) -> None:
+        self._pin = pin
+        self._ranges = pin.scatter.ranges()
+        self._observer = observer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+    @property
+    def length(self) -> int:
+        """Bytes in all ranges together."""
+        return self._pin.length
+
+    @property
+    def segments(self) -> Sequence[DmaSegment]:
+        """The DMA segments."""
+        return self._pin.segments
+
+    @property
+    def revoked(self) -> bool:
+        """Whether the pages are no longer pinned."""
+        return self._pin.revoked
+
+    def dma_addr(self, address: int) -> int:
+        """The dma_addr of a guest address."""
+        return self._pin.dma_addr(address)
+
+    def dma_addrs(self, addresses: Sequence[int]) -> Sequence[int]:
+        """The dma_addrs of many."""
+        return self._pin.dma_addrs(addresses)
+
+    def views(self) -> Sequence[memoryview]:
+        """The memory in place: a look at all of it."""
+        return self.look(0, self._pin.length).views
+
+    def look(self, offset: int, length: int) -> Look:
+        """A part of the memory in place, and its version."""
+        views = part_of(self._pin.views(), offset, length)
+        return Look(views, self._observer.looked(self, self._ranges, offset, views))
+
+    def release(self) -> None:
+        """Let go of the pages."""
+        self._pin.release()

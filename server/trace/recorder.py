@@ -1,0 +1,146 @@
+"""Records one session: its messages, and what never crosses the socket."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from protocol import trace
+from protocol.pcapng import LINKTYPE_USER0, LINKTYPE_USER1, Direction, interface, packet, section
+from protocol.trace import EVENT, MAX_CONTENT, STORED, EventFlags, EventKind, SessionInfo
+from protocol.wire import Buffer
+from server.trace.contents import Copies
+from server.trace.ring import TraceRing
+
+MESSAGES = 0
+RECORDS = 1
+"""The interfaces of each section."""
+APPLICATION = "vgpud"
+MAX_EVENTS = 64 << 10
+"""Bytes of events that are gathered into one packet."""
+MAX_KNOWN = 1 << 17
+"""Contents that are remembered, so that they are not stored again."""
+SHORT = 512
+"""Bytes up to which what was read or written stands in its event."""
+
+_READ = EventKind.READ.value
+_WRITE = EventKind.WRITE.value
+_INTERRUPT = EventKind.INTERRUPT.value
+_IN_PLACE = (EventFlags.STORED | EventFlags.IN_PLACE).value
+_STORED = EventFlags.STORED.value
+
+
+class Recorder:
+    """One session in a trace. Messages that come before :meth:`start` wait for it.
+
+    Implements :class:`server.trace.observed_memory.MemoryObserver`.
+    """
+
+    def __init__(self, ring: TraceRing, info: SessionInfo) -> None:
+        self.messages = 0
+        self.info = info
+        self._ring = ring
+        self._early: list[bytes] | None = []
+        self._events = bytearray()
+        self._events_began = 0
+        self._known: dict[bytes, int] = {}
+        self._copies = Copies()
+
+    def start(self) -> None:
+        """Begin a section with what has come so far; of several sessions, one at a time writes."""
+        if self._early is not None:
+            early, self._early = self._early, None
+            self._begin(self.info)
+            for block in early:
+                self._ring.append(block)
+
+    def message(self, direction: Direction, data: Buffer, comment: str = "") -> None:
+        """A whole message was received or sent."""
+        if self._events:
+            self._pack_events()
+        self.messages += 1
+        block = packet(MESSAGES, time.time_ns(), data, direction, comment)
+        if self._early is not None:
+            self._early.append(block)
+            return
+        self._ring.append(block)
+        if self._ring.full:
+            self._continue()
+
+    def read(self, address: int, data: bytes | memoryview) -> None:
+        """The device read ``data`` from guest memory."""
+        self._access(_READ, address, data)
+
+    def wrote(self, address: int, data: bytes | memoryview) -> None:
+        """The device wrote ``data`` to guest memory."""
+        self._access(_WRITE, address, data)
+
+    def looked(
+        self, pins: object, ranges: Sequence[tuple[int, int]], offset: int, views: Sequence[memoryview]
+    ) -> int:
+        """The device looks at memory in place; what has changed there is recorded."""
+        version, news = self._copies.look(pins, ranges, offset, views)
+        for address, data in news:
+            self._store(_READ, _IN_PLACE, address, data)
+        return version
+
+    def interrupt(self, index: int, vector: int) -> None:
+        """The client was told of an interrupt."""
+        self._add(EVENT.pack(_INTERRUPT, 0, index, 0, vector))
+
+    def flush(self) -> None:
+        """Write what has been recorded, so that it outlives this process."""
+        if self._early is None:
+            if self._events:
+                self._pack_events()
+            self._ring.flush()
+
+    def _access(self, kind: int, address: int, data: bytes | memoryview) -> None:
+        size = len(data)
+        if size <= SHORT:
+            self._add(EVENT.pack(kind, 0, 0, size, address))
+            self._events += data
+            return
+        rest = memoryview(data)
+        while rest:
+            # Cut on multiples of the longest content, so that equal pages are equal contents.
+            take = min(len(rest), MAX_CONTENT - address % MAX_CONTENT)
+            self._store(kind, _STORED, address, rest[:take])
+            rest = rest[take:]
+            address += take
+
+    def _store(self, kind: int, flags: int, address: int, data: memoryview) -> None:
+        key = trace.digest(data)
+        place = self._known.get(key)
+        if place is None:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            content = packet(RECORDS, time.time_ns(), trace.pack_content(key, data))
+            place = self._known[key] = self._ring.append(content)
+        self._add(EVENT.pack(kind, flags, 0, len(data), address) + STORED.pack(key, place))
+
+    def _add(self, event: bytes) -> None:
+        if not self._events:
+            self._events_began = time.time_ns()
+        elif len(self._events) > MAX_EVENTS:
+            self._pack_events()
+            self._events_began = time.time_ns()
+        self._events += event
+
+    def _pack_events(self) -> None:
+        self._ring.append(packet(RECORDS, self._events_began, trace.pack_events(self._events)))
+        self._events.clear()
+
+    def _continue(self) -> None:
+        """Go on in the next file of the ring, which has to make sense by itself."""
+        self._ring.rotate()
+        self._known.clear()
+        self._copies.forget()
+        self._begin(replace(self.info, continued=True))
+
+    def _begin(self, info: SessionInfo) -> None:
+        self._ring.append(section(APPLICATION))
+        self._ring.append(interface(LINKTYPE_USER0, "vfio-user"))
+        self._ring.append(interface(LINKTYPE_USER1, "records"))
+        self._ring.append(packet(RECORDS, time.time_ns(), info.pack()))

@@ -1,0 +1,112 @@
+"""The file that is recorded to, and its predecessors: a ring of bounded size.
+
+FILE is what is written now. Where a limit is set, and a fourth of it is full, FILE becomes FILE.1, what was FILE.1
+becomes FILE.2, and so on; what was FILE.3 is gone. Each file can be read by itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+FILES = 4
+BUFFER = 256 << 10
+"""Bytes that are kept back at most, until there is time to write them."""
+MIN_LIMIT = 4 << 20
+
+
+class TraceRing:
+    """Appends blocks to FILE. Not being able to write ends the recording, and nothing else."""
+
+    def __init__(self, path: Path, limit: int | None = None) -> None:
+        """Begin FILE anew, and remove its predecessors. ``limit``: bytes of all files together. Raises OSError."""
+        self.path = path
+        self.error: OSError | None = None
+        """Why nothing is recorded any more."""
+        self.when_failed: Callable[[OSError], None] = _nobody
+        self.files_written = 1
+        self.bytes_written = 0
+        """Bytes of all blocks so far, also of those that are gone."""
+        self._share = None if limit is None else max(limit, MIN_LIMIT) // FILES
+        self._buffer = bytearray()
+        self._flushed = 0
+        self._fd = _create(path)
+        for number in range(1, FILES):
+            _numbered(path, number).unlink(missing_ok=True)
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to :meth:`rotate`."""
+        return self._share is not None and self.offset >= self._share
+
+    @property
+    def offset(self) -> int:
+        """Where the next block begins in FILE."""
+        return self._flushed + len(self._buffer)
+
+    def append(self, block: bytes) -> int:
+        """Add a block; returns where it begins in FILE."""
+        at = self.offset
+        if self.error is None:
+            self._buffer += block
+            self.bytes_written += len(block)
+            if len(self._buffer) >= BUFFER:
+                self.flush()
+        return at
+
+    def flush(self) -> None:
+        """Hand over to the kernel what was kept back."""
+        if self.error is not None or not self._buffer:
+            return
+        try:
+            with memoryview(self._buffer) as rest:
+                done = 0
+                while done < len(rest):
+                    done += os.write(self._fd, rest[done:])
+        except OSError as error:
+            self._fail(error)
+        self._flushed += len(self._buffer)
+        self._buffer.clear()
+
+    def rotate(self) -> None:
+        """Begin a new FILE; the oldest of its predecessors goes."""
+        self.flush()
+        if self.error is not None:
+            return
+        try:
+            for number in range(FILES - 1, 0, -1):
+                older = self.path if number == 1 else _numbered(self.path, number - 1)
+                with suppress(FileNotFoundError):
+                    older.replace(_numbered(self.path, number))
+            fd = _create(self.path)
+        except OSError as error:
+            self._fail(error)
+            return
+        os.close(self._fd)
+        self._fd = fd
+        self._flushed = 0
+        self.files_written += 1
+
+    def close(self) -> None:
+        """Write what was kept back, and close FILE."""
+        self.flush()
+        os.close(self._fd)
+
+    def _fail(self, error: OSError) -> None:
+        self.error = error
+        self.when_failed(error)
+
+
+def _create(path: Path) -> int:
+    # Traces hold what was in the guest's memory, so they are for their owner alone.
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}.{number}")
+
+
+def _nobody(_error: OSError) -> None:
+    """Nobody wants to know."""
