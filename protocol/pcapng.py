@@ -27,6 +27,7 @@ _BYTE_ORDER_MAGIC: Final = 0x1A2B3C4D
 _MICROSECONDS: Final = 6
 _POWER_OF_TWO: Final = 0x80
 _MAX_RESOLUTION: Final = 63
+_INTERFACES: Final = 2
 _NS_PER_SECOND: Final = 10**9
 
 
@@ -168,6 +169,14 @@ class Parser:
         self._buffer = bytearray()
         self._order = ""
         self._resolutions: list[int] = []
+
+    @classmethod
+    def inside(cls, offset: int) -> Parser:
+        """Start at a packet that is ``offset`` bytes into a file that :func:`section` and so on have made."""
+        parser = cls(offset)
+        parser._order = "<"
+        parser._resolutions = [NANOSECONDS] * _INTERFACES
+        return parser
 
     @property
     def pending(self) -> int:

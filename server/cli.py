@@ -11,6 +11,7 @@ from pathlib import Path
 
 from server.exit_status import fail
 from server.log import FORMATS, LEVELS
+from server.trace.command_line import add_trace
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -174,6 +175,8 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument("--control", type=Path, required=True, metavar="PATH")
     status.add_argument("--json", action="store_true")
     status.set_defaults(handler=_status)
+
+    add_trace(commands)
 
     devices = commands.add_parser("devices", help="list the device models and their options")
     devices.add_argument("--json", action="store_true")
