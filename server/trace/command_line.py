@@ -10,7 +10,7 @@ from protocol.trace import TraceError
 from server.exit_status import fail
 
 Run = Callable[[argparse.Namespace], int]
-Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+Subparsers = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def add_trace(commands: Subparsers) -> None:
@@ -180,7 +180,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    from server.trace.replay_command import run_replay  # noqa: PLC0415
+    from server.trace.replay.command import run_replay  # noqa: PLC0415
 
     return _guarded(run_replay, arguments)
 

@@ -1,0 +1,116 @@
+"""One replay from its beginning to its end: against a server that listens, or a device in this process."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import trio
+
+from devices.contract import Device
+from server.engine import Engine
+from server.native.serve import ConnectionOptions, serve_connection
+from server.native.transport import Transport
+from server.trace.reader import TraceReader
+from server.trace.replay.comparison import Comparison
+from server.trace.replay.intervals import RecordedSession
+from server.trace.replay.memory import ReplayMemory
+from server.trace.replay.memory_access import MemoryAccess, MessageAccess, SharedAccess
+from server.trace.replay.player import Player, ReplayOptions
+from server.trace.replay.races import count_races
+from server.trace.replay.report import Report
+from server.trace.replay.server_connection import ServerConnection
+
+SHARED = "shared"
+MESSAGE = "message"
+AUTO = "auto"
+
+WhenDone = Callable[[int], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """A device that is served in this process."""
+
+    engine: Engine
+    transport: Transport
+
+
+def host(device: Device, transport: Transport) -> Hosted:
+    """Host ``device`` for replays."""
+    return Hosted(Engine(device), transport)
+
+
+def choose_memory(session: RecordedSession, wish: str) -> str:
+    """How the server is to reach guest memory. Raises TraceError."""
+    if wish != AUTO:
+        return wish
+    races = session.info.memory and count_races(session.intervals(), session.reader)
+    return MESSAGE if races else SHARED
+
+
+async def replay(
+    session: RecordedSession,
+    server: Path | Hosted,
+    *,
+    memory: str = AUTO,
+    comparison: Comparison | None = None,
+    options: ReplayOptions | None = None,
+    when_done: WhenDone | None = None,
+) -> Report:
+    """Replay ``session`` to ``server``. Raises TraceError, and OSError where the server cannot be reached."""
+    report = Report()
+    guest = ReplayMemory()
+    how = choose_memory(session, memory)
+    try:
+        async with trio.open_nursery() as nursery:
+            sock = await _connect(server, nursery)
+            connection = ServerConnection(sock, nursery)
+            access = _access(how, session.reader, guest, connection, report)
+            player = Player(
+                session,
+                connection,
+                guest,
+                access,
+                comparison or Comparison(),
+                options or ReplayOptions(),
+                report,
+            )
+            if when_done is not None:
+                player.when_done = when_done
+            try:
+                await player.play()
+            finally:
+                connection.close()
+                nursery.cancel_scope.cancel()
+    except* Exception as errors:
+        raise _first(errors) from None
+    finally:
+        guest.close()
+    return report
+
+
+async def _connect(server: Path | Hosted, nursery: trio.Nursery) -> socket.socket:
+    if isinstance(server, Hosted):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        options = ConnectionOptions(transport=server.transport)
+        nursery.start_soon(serve_connection, theirs, server.engine, options, structlog.get_logger())
+        return ours
+    stream = await trio.open_unix_socket(os.fspath(server))
+    return socket.socket(fileno=stream.socket.detach())
+
+
+def _access(
+    how: str, reader: TraceReader, guest: ReplayMemory, connection: ServerConnection, report: Report
+) -> MemoryAccess:
+    kind = MessageAccess if how == MESSAGE else SharedAccess
+    return kind(reader, guest, connection, report)
+
+
+def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
