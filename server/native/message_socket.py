@@ -53,6 +53,8 @@ class MessageSocket:
         self.view = memoryview(bytearray(RECEIVE_SIZE))
         self.fds: list[int] = []
         """Fds of the last read, until somebody takes them."""
+        self.polls = True
+        """Whether :meth:`receive_soon` may wait outside of the event loop: not for a peer that is in it itself."""
         self._buffers = [self.view]
         self._ancillary_size = socket.CMSG_SPACE(max_fds * _FD_SIZE)
         self._outgoing: deque[tuple[memoryview, tuple[int, ...]]] = deque()
@@ -136,7 +138,7 @@ class MessageSocket:
         before = time.monotonic_ns()
         await trio.lowlevel.wait_readable(self.sock)
         if time.monotonic_ns() - before < BUSY_GAP_NS:
-            self._busy = True
+            self._busy = self.polls
             self._spin_ns = SPIN_NS
 
     def send(self, data: memoryview | bytes, fds: Sequence[int] = ()) -> None:

@@ -61,6 +61,8 @@ class ConnectionOptions:
     make_domain: Callable[[], DmaDomain] = SoftDomain
     transport: Transport = NATIVE
     recording: Recording | None = None
+    client_is_here: bool = False
+    """Whether the client is in this event loop, too."""
 
 
 class ClientGone(Exception):  # noqa: N818 - an event of the connection
@@ -76,6 +78,7 @@ async def serve_connection(
     """Serve one client to its end, however it ends; takes ``client`` over. Raises nothing but cancellation."""
     log = log.bind(pid=_peer_pid(client))
     main = _make_socket(client, options)
+    main.polls = not options.client_is_here
     decoder = Decoder(max_message_size(MAX_DATA_XFER_SIZE), MAX_FDS)
     try:
         await _serve(main, decoder, engine, options, log)

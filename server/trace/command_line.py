@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from protocol.trace import TraceError
 from server.exit_status import fail
 
 Run = Callable[[argparse.Namespace], int]
-Subparsers = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def add_trace(commands: Subparsers) -> None:
@@ -80,7 +81,9 @@ def _add_show(actions: Subparsers) -> None:
 def _add_replay(actions: Subparsers) -> None:
     parser = actions.add_parser("replay", help="do what the client did, and compare what the server does")
     server = parser.add_mutually_exclusive_group(required=True)
-    server.add_argument("--connect", type=Path, metavar="SOCKET", help="the server, listening on SOCKET")
+    server.add_argument(
+        "--connect", type=Path, metavar="SOCKET", help="the server, freshly started, on SOCKET"
+    )
     server.add_argument(
         "--serve",
         metavar="DEVICE",
@@ -107,7 +110,7 @@ def _add_replay(actions: Subparsers) -> None:
         help="do not compare these bits of what is read from a region, for example CONFIG:0x3c or BAR0:8:4:0xff",
     )
     parser.add_argument(
-        "--session", type=int, default=1, metavar="N", help="which session of the trace (default: 1)"
+        "--session", type=int, metavar="N", help="only this session of the trace (default: all)"
     )
     parser.add_argument("--timing", choices=("fast", "original"), default="fast", help="default: %(default)s")
     parser.add_argument(

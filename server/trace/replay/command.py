@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from server.exit_status import EXIT_FAILURE, fail
 from server.native.transport import TransportUnavailable
 from server.trace.reader import TraceReader
 from server.trace.replay.comparison import Comparison, Mask
-from server.trace.replay.intervals import RecordedSession
+from server.trace.replay.intervals import RecordedSession, session_numbers
 from server.trace.replay.player import ReplayOptions
 from server.trace.replay.replay import AUTO, MESSAGE, Hosted, choose_memory, host, replay
 from server.trace.replay.report import Report
@@ -30,22 +31,26 @@ def run_replay(arguments: argparse.Namespace) -> int:
     logging.configure("console", "error")
     comparison = Comparison([Mask.parse(text) for text in arguments.mask])
     options = ReplayOptions(arguments.timeout, original_timing=arguments.timing == "original")
+    same = True
     with TraceReader(arguments.file) as reader:
-        session = RecordedSession(reader, arguments.session)
+        numbers = session_numbers(reader, arguments.session)
+        sessions = [RecordedSession(reader, number) for number in numbers]
         try:
-            server = _server(arguments, session)
+            server = _server(arguments, sessions[0])
         except (OptionError, TransportUnavailable) as error:
             return fail(error)
-        how = choose_memory(session, arguments.memory)
-        if how == MESSAGE and arguments.memory == AUTO:
-            sys.stderr.write("the guest raced with the device: its memory is replayed by message\n")
-
-        async def main() -> Report:
-            return await replay(session, server, memory=how, comparison=comparison, options=options)
-
-        report = trio.run(main)
-    _print(report, session)
-    return 0 if report.same else EXIT_FAILURE
+        for session in sessions:
+            how = choose_memory(session, arguments.memory)
+            if len(sessions) > 1:
+                sys.stdout.write(f"session {session.number}:\n")
+            if how == MESSAGE and arguments.memory == AUTO:
+                sys.stderr.write("the guest raced with the device: its memory is replayed by message\n")
+            report = trio.run(
+                functools.partial(replay, memory=how, comparison=comparison, options=options), session, server
+            )
+            _print(report, session)
+            same = same and report.same
+    return 0 if same else EXIT_FAILURE
 
 
 def _server(arguments: argparse.Namespace, session: RecordedSession) -> Path | Hosted:

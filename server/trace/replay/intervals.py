@@ -24,6 +24,14 @@ class Interval:
     items: list[Item] = field(default_factory=list)
 
 
+def session_numbers(reader: TraceReader, only: int | None) -> list[int]:
+    """The sessions to replay, in order. Raises TraceError."""
+    if only is not None:
+        return [only]
+    count = sum(isinstance(record, TracedSession) for record in reader)
+    return list(range(1, count + 1)) or [1]
+
+
 class RecordedSession:
     """One session of a trace."""
 

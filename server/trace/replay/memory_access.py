@@ -37,6 +37,8 @@ class MemoryAccess(Protocol):
     """What the player leaves to whoever knows how memory is reached."""
 
     shares_memory: bool
+    served: int
+    """Requests of the server that were answered."""
 
     def begin(self, interval: Interval) -> None:
         """Commands are about to be sent."""
@@ -66,6 +68,7 @@ class RecordedRequests:
     def __init__(self, server: ServerConnection, report: Report) -> None:
         self._server = server
         self._report = report
+        self.served = 0
         self._open: dict[int, tuple[Channel, Message]] = {}
         """What the server asked now, by the message id of what it asked then."""
 
@@ -210,6 +213,7 @@ class MessageAccess(RecordedRequests):
                 return GRACE_SECONDS
             self._impatient = False
             requests.popleft()
+            self.served += 1
             if isinstance(request, DmaRead):
                 await self._read(channel, message, request)
             elif isinstance(request, DmaWrite):

@@ -49,8 +49,16 @@ class ReplayOptions:
     original_timing: bool = False
 
 
-async def _nothing(_time: int) -> None:
+Meanwhile = Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
+"""Awaits a call, and sees to what the server asks for until it returns."""
+
+
+async def _nothing(_time: int, _meanwhile: Meanwhile) -> None:
     """Nobody watches."""
+
+
+WhenDone = Callable[[int, Meanwhile], Awaitable[None]]
+"""Awaited after each interval, with its time in ns since 1970."""
 
 
 class Player:
@@ -77,8 +85,7 @@ class Player:
         """Commands that were sent and not answered, by message id."""
         self._expected: Counter[tuple[int, int]] = Counter()
         """How often each interrupt has been raised in the recording so far."""
-        self.when_done: Callable[[int], Awaitable[None]] = _nothing
-        """Awaited after each interval, with its time in ns since 1970."""
+        self.when_done: WhenDone = _nothing
 
     async def play(self) -> None:
         """Replay to the end, or to where the server cannot be followed. Raises TraceError."""
@@ -89,7 +96,7 @@ class Player:
                     began = began or (trio.current_time(), interval.time)
                     await trio.sleep_until(began[0] + (interval.time - began[1]) / NS_PER_SECOND)
                 await self._replay(interval)
-                await self.when_done(interval.time)
+                await self.when_done(interval.time, self._meanwhile)
             self._check_rest()
         except ServerGone as gone:
             self._report.diverged(str(gone))
@@ -217,14 +224,30 @@ class Player:
         """Wait for something of the server, and see to what it asks for meanwhile. Raises Stuck, ServerGone."""
         deadline = trio.current_time() + self._options.timeout
         while not condition():
+            served = self._access.served
             patience = await self._access.serve()
             if condition():
                 return
+            if self._access.served != served:
+                deadline = trio.current_time() + self._options.timeout
             left = deadline - trio.current_time()
             if left <= 0:
                 raise Stuck(f"{what} within {self._options.timeout:g} s")
             if not await self._server.wait(min(patience, left)):
                 self._access.lost_patience()
+
+    async def _meanwhile(self, call: Callable[[], Awaitable[None]]) -> None:
+        finished = False
+
+        async def run() -> None:
+            nonlocal finished
+            await call()
+            finished = True
+            self._server.nudge()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            await self._until(lambda: finished, "what was to be done meanwhile was not done")
 
     def _check_rest(self) -> None:
         """Nothing may have come that was not recorded."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from server.trace.replay.comparison import Comparison
 from server.trace.replay.intervals import RecordedSession
 from server.trace.replay.memory import ReplayMemory
 from server.trace.replay.memory_access import MemoryAccess, MessageAccess, SharedAccess
-from server.trace.replay.player import Player, ReplayOptions
+from server.trace.replay.player import Player, ReplayOptions, WhenDone
 from server.trace.replay.races import count_races
 from server.trace.replay.report import Report
 from server.trace.replay.server_connection import ServerConnection
@@ -28,8 +27,6 @@ from server.trace.replay.server_connection import ServerConnection
 SHARED = "shared"
 MESSAGE = "message"
 AUTO = "auto"
-
-WhenDone = Callable[[int], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +94,7 @@ async def replay(
 async def _connect(server: Path | Hosted, nursery: trio.Nursery) -> socket.socket:
     if isinstance(server, Hosted):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        options = ConnectionOptions(transport=server.transport)
+        options = ConnectionOptions(transport=server.transport, client_is_here=True)
         nursery.start_soon(serve_connection, theirs, server.engine, options, structlog.get_logger())
         return ours
     stream = await trio.open_unix_socket(os.fspath(server))

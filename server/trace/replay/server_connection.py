@@ -83,6 +83,10 @@ class ServerConnection:
             return True
         return False
 
+    def nudge(self) -> None:
+        """Have :meth:`wait` return: something has changed."""
+        self._news.set()
+
     def agreed(self, request: Version, reply: Message) -> Agreement | None:
         """VERSION was answered: listen on the twin socket, if there is one. None where the answer makes no sense."""
         with ReceivedFds(reply.fds) as fds:
