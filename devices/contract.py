@@ -80,11 +80,13 @@ class Look(NamedTuple):
     """A part of pinned memory in place, in order.
 
     Where the host knows whether the guest has changed that part, ``version`` is a number that changes with it: the
-    same number for the same part means the same bytes. None where the host does not know.
+    same number for the same part means the same bytes, and from one number to the next only those bytes of the part
+    have changed that ``changes`` (offset and length each) says. None where the host does not know.
     """
 
     views: Sequence[memoryview]
     version: int | None = None
+    changes: Sequence[tuple[int, int]] = ()
 
 
 class PinnedPages(Protocol):

@@ -214,5 +214,6 @@ def unpack_events(payload: Buffer) -> Iterator[Event]:
             key, place = STORED.unpack_from(view, at)
             yield Access(write, address, length, None, key, place, bool(flags & EventFlags.IN_PLACE))
         else:
-            yield Access(write, address, length, bytes(view[at : at + size]))
+            data = bytes(view[at : at + size])
+            yield Access(write, address, length, data, in_place=bool(flags & EventFlags.IN_PLACE))
         at += size

@@ -32,8 +32,8 @@ class Backing:
             ((address & _PAGE_MASK) + length + _PAGE_MASK) >> PAGE_SHIFT for address, length in ranges
         )
         self._memory = memory
-        self._copied: tuple[int | None, ...] = ()
-        """The last copy: from where, of what version, to which place."""
+        self._copied: tuple[tuple[int, ...], int] | None = None
+        """The last copy: from where to which place, and of what version."""
         self._pins: PinnedPages | None = None
         self._shared = True
         self._pin()
@@ -87,17 +87,21 @@ class Backing:
             row, rows = row * rows, 1
         look = self.look(offset, pitch * (rows - 1) + row)
         if look is None:
-            self._copied = ()
+            self._copied = None
             for index in range(rows):
                 start = index * target_pitch
                 await self._read_into(offset + index * pitch, target[start : start + row])
             return
-        views, version = look
-        if place is not None:
-            copy = (place, offset, pitch, row, rows, version)
-            if copy == self._copied and version is not None:
+        views = look.views
+        if place is not None and look.version is not None:
+            before, copy = self._copied, (place, offset, pitch, row, rows)
+            self._copied = (copy, look.version)
+            if before == self._copied:
                 return
-            self._copied = copy
+            if rows == 1 and len(views) == 1 and before == (copy, look.version - 1):
+                for start, length in look.changes:
+                    target[start : start + length] = views[0][start : start + length]
+                return
         if rows == 1 and len(views) == 1:
             target[:row] = views[0]
             return

@@ -6,12 +6,15 @@ import ctypes
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 CHUNK = 4096
-"""Bytes that are compared, and stored, as one: a guest page, where what is looked at begins on one."""
+"""Bytes that are stored as one: a guest page, where what is looked at begins on one."""
+BLOCKS = (128 * CHUNK, 16 * CHUNK, CHUNK)
+"""Bytes that are compared at once; where they differ, in smaller blocks."""
 MAX_COPIES = 512 << 20
 """Bytes that copies of what was looked at may take; beyond, each look is recorded anew."""
 
@@ -20,6 +23,16 @@ Bytes = NDArray[np.uint8]
 _memcmp = ctypes.CDLL(None).memcmp
 _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 _memcmp.restype = ctypes.c_int
+
+
+class News(NamedTuple):
+    """What a look found."""
+
+    version: int
+    spans: list[tuple[int, int]]
+    """What of the part is new: offsets and lengths in it."""
+    pieces: list[tuple[int, memoryview]]
+    """The same by guest address, with the bytes; good until the next look."""
 
 
 class Copy:
@@ -33,46 +46,59 @@ class Copy:
         self._ranges = ranges
         self._ends = np.cumsum([end - start for start, end in ranges]).tolist()
         self._data = np.zeros(self.length, np.uint8)
+        self._base = self._data.ctypes.data
         self._known = np.zeros(-(-self.length // CHUNK), np.bool_)
 
     def forget(self) -> None:
         """Whatever is looked at next is new."""
         self._known[:] = False
 
-    def look(self, offset: int, views: Sequence[memoryview]) -> list[tuple[int, memoryview]]:
-        """What is new in ``views``, which begin ``offset`` bytes into the memory: guest addresses and bytes."""
-        news: list[tuple[int, memoryview]] = []
+    def look(self, offset: int, views: Sequence[memoryview]) -> News:
+        """What is new in ``views``, which begin ``offset`` bytes into the memory."""
+        part = offset
+        spans: list[tuple[int, int]] = []
         for view in views:
-            end = offset + len(view)
             seen = np.frombuffer(view, np.uint8)
-            if not self._same(seen, offset, end):
-                for start in self._changed(seen, offset, end):
-                    stop = min(start - start % CHUNK + CHUNK, end)
-                    part = self._data[start:stop]
-                    part[:] = seen[start - offset : stop - offset]
-                    news += self._placed(start, part.data)
-                    # Where only a part of a chunk was looked at, the rest stays unknown.
-                    if stop - start == CHUNK or (start % CHUNK == 0 and stop == self.length):
-                        self._known[start // CHUNK] = True
+            end = offset + len(view)
+            for start, stop in self._changes(seen.ctypes.data - offset, offset, end):
+                start, stop = self._narrowed(start, stop, seen[start - offset : stop - offset])
+                self._data[start:stop] = seen[start - offset : stop - offset]
+                spans.append((start, stop))
             offset = end
-        if news:
+        if spans:
             self.version += 1
-        return news
+        pieces = [
+            piece for start, stop in spans for piece in self._placed(start, self._data[start:stop].data)
+        ]
+        return News(self.version, [(start - part, stop - start) for start, stop in spans], pieces)
 
-    def _same(self, seen: Bytes, start: int, end: int) -> bool:
-        if not self._known[start // CHUNK : -(-end // CHUNK)].all():
-            return False
-        difference: int = _memcmp(seen.ctypes.data, self._data[start:end].ctypes.data, end - start)
-        return difference == 0
+    def _narrowed(self, start: int, stop: int, seen: Bytes) -> tuple[int, int]:
+        """What has changed of a chunk that is known; of one that is not, all of it, and then it is."""
+        chunk = start // CHUNK
+        if self._known[chunk]:
+            changed = np.flatnonzero(seen != self._data[start:stop])
+            return start + int(changed[0]), start + int(changed[-1]) + 1
+        # Where only a part of a chunk was looked at, the rest stays unknown.
+        self._known[chunk] = start % CHUNK == 0 and (stop - start == CHUNK or stop == self.length)
+        return start, stop
 
-    def _changed(self, seen: Bytes, start: int, end: int) -> Iterator[int]:
-        """Where each chunk begins that is not as it was, or the part of it that was looked at."""
-        first = start - start % CHUNK
-        differs = seen != self._data[start:end]
-        for chunk in range(first, end, CHUNK):
-            begin, stop = max(chunk, start), min(chunk + CHUNK, end)
-            if not self._known[chunk // CHUNK] or differs[begin - start : stop - start].any():
-                yield begin
+    def _changes(self, seen: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Start and end of each chunk, or part of one, that is not as it was; what is seen of byte 0 is at ``seen``."""
+        known = bool(self._known[start // CHUNK : -(-end // CHUNK)].all())
+        yield from self._differing(seen, start, end, BLOCKS if known else BLOCKS[-1:])
+
+    def _differing(self, seen: int, start: int, end: int, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+        base, size = self._base, sizes[0]
+        last = len(sizes) == 1
+        at = start
+        while at < end:
+            stop = min(at - at % size + size, end)
+            if _memcmp(seen + at, base + at, stop - at) or (last and not self._known[at // CHUNK]):
+                if last:
+                    yield at, stop
+                else:
+                    yield from self._differing(seen, at, stop, sizes[1:])
+            at = stop
 
     def _placed(self, start: int, data: memoryview) -> Iterator[tuple[int, memoryview]]:
         """``data`` by guest address: a chunk may be in several places."""
@@ -95,17 +121,16 @@ class Copies:
 
     def look(
         self, pins: object, ranges: Sequence[tuple[int, int]], offset: int, views: Sequence[memoryview]
-    ) -> tuple[int, list[tuple[int, memoryview]]]:
+    ) -> News:
         """The version of what is looked at, and what of it is new."""
         copy = self._copies.get(pins)
         if copy is None:
             copy = Copy(ranges)
             if copy.length + sum(other.length for other in self._copies.values()) > MAX_COPIES:
                 self._uncopied += 1
-                return -self._uncopied, copy.look(offset, views)
+                return copy.look(offset, views)._replace(version=-2 * self._uncopied)
             self._copies[pins] = copy
-        news = copy.look(offset, views)
-        return copy.version, news
+        return copy.look(offset, views)
 
     def forget(self) -> None:
         """Whatever is looked at next is new."""

@@ -12,6 +12,9 @@ from server.dma.memory import GuestMemoryMap
 from server.dma.pin import Pin, part_of
 from server.dma.regions import DmaRegion
 
+_READ = Prot.READ.value
+_WRITE = Prot.WRITE.value
+
 
 class MemoryObserver(Protocol):
     """Told of what a device does with memory that its client shared. What goes by message, others see."""
@@ -24,10 +27,10 @@ class MemoryObserver(Protocol):
 
     def looked(
         self, pins: object, ranges: Sequence[tuple[int, int]], offset: int, views: Sequence[memoryview]
-    ) -> int:
+    ) -> Look:
         """The device looks at memory in place: what is ``offset`` bytes into ``pins``.
 
-        ``ranges`` are the start and the end of what is pinned, in order. Returns the version of that part.
+        ``ranges`` are the start and the end of what is pinned, in order.
         """
 
 
@@ -47,18 +50,25 @@ class ObservedMemory(GuestMemoryMap):
 
     async def read(self, address: int, length: int) -> bytes:
         """As the base class, and recorded."""
-        region = self._shared_region(address, length, Prot.READ)
-        if region is not None:
-            return bytes(self._read_shared(region, address, length))
+        region = self._find(address)
+        if region is not None and 0 <= length <= region.end - address and region.allows[_READ]:
+            backing = region.backing
+            if backing is not None:
+                start = address + region.delta
+                data = bytes(backing.memory[_READ][start : start + length])
+                self._observer.read(address, data)
+                return data
         return await self._read_parts(address, length)
 
     async def write(self, address: int, data: bytes | memoryview) -> None:
         """As the base class, and recorded."""
-        region = self._shared_region(address, len(data), Prot.WRITE)
-        if region is not None:
-            self._write_shared(region, address, memoryview(data))
-        else:
-            await self._write_parts(address, data)
+        region = self._find(address)
+        if region is not None and address + len(data) <= region.end and region.allows[_WRITE]:
+            backing = region.backing
+            if backing is not None:
+                self._write_shared(region, address, memoryview(data))
+                return
+        await self._write_parts(address, data)
 
     def pin_pages(  # type: ignore[override]  # what is in hand is not the cache's own handle
         self, ranges: Sequence[GuestRange], prot: Prot, on_unmap: OnUnmap
@@ -75,13 +85,6 @@ class ObservedMemory(GuestMemoryMap):
         pin = ObservedPin(super().pin_pages(ranges, prot, unmapped), self._observer)
         told.append(weakref.ref(pin))
         return pin
-
-    def _shared_region(self, address: int, length: int, prot: Prot) -> DmaRegion | None:
-        """The region with all of the range, where it is shared and may be used so."""
-        region = self._find(address)
-        if region is None or region.backing is None or not region.allows[prot]:
-            return None
-        return region if 0 <= length <= region.end - address else None
 
     def _read_shared(self, region: DmaRegion, address: int, size: int) -> bytes | memoryview:
         data = bytes(super()._read_shared(region, address, size))
@@ -137,7 +140,7 @@ class ObservedPin:
     def look(self, offset: int, length: int) -> Look:
         """A part of the memory in place, and its version."""
         views = part_of(self._pin.views(), offset, length)
-        return Look(views, self._observer.looked(self, self._ranges, offset, views))
+        return self._observer.looked(self, self._ranges, offset, views)
 
     def release(self) -> None:
         """Let go of the pages."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from devices.contract import Look
 from protocol import trace
 from protocol.pcapng import LINKTYPE_USER0, LINKTYPE_USER1, Direction, interface, packet, section
 from protocol.trace import EVENT, MAX_CONTENT, STORED, EventFlags, EventKind, SessionInfo
@@ -27,7 +28,8 @@ SHORT = 512
 _READ = EventKind.READ.value
 _WRITE = EventKind.WRITE.value
 _INTERRUPT = EventKind.INTERRUPT.value
-_IN_PLACE = (EventFlags.STORED | EventFlags.IN_PLACE).value
+_IN_PLACE = EventFlags.IN_PLACE.value
+_pack_event = EVENT.pack
 _STORED = EventFlags.STORED.value
 
 
@@ -70,7 +72,13 @@ class Recorder:
 
     def read(self, address: int, data: bytes | memoryview) -> None:
         """The device read ``data`` from guest memory."""
-        self._access(_READ, address, data)
+        size = len(data)
+        events = self._events
+        if size > SHORT or not 0 < len(events) <= MAX_EVENTS:
+            self._access(_READ, address, data)
+            return
+        events += _pack_event(_READ, 0, 0, size, address)  # the short way, since there are many of these
+        events += data
 
     def wrote(self, address: int, data: bytes | memoryview) -> None:
         """The device wrote ``data`` to guest memory."""
@@ -78,12 +86,16 @@ class Recorder:
 
     def looked(
         self, pins: object, ranges: Sequence[tuple[int, int]], offset: int, views: Sequence[memoryview]
-    ) -> int:
+    ) -> Look:
         """The device looks at memory in place; what has changed there is recorded."""
-        version, news = self._copies.look(pins, ranges, offset, views)
-        for address, data in news:
-            self._store(_READ, _IN_PLACE, address, data)
-        return version
+        news = self._copies.look(pins, ranges, offset, views)
+        for address, data in news.pieces:
+            if len(data) <= SHORT:
+                self._add(EVENT.pack(_READ, _IN_PLACE, 0, len(data), address))
+                self._events += data
+            else:
+                self._store(_READ, _STORED | _IN_PLACE, address, data)
+        return Look(views, news.version, news.spans)
 
     def interrupt(self, index: int, vector: int) -> None:
         """The client was told of an interrupt."""
