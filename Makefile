@@ -46,7 +46,7 @@ system-packages:
 	@scripts/install-missing.sh pkg-config
 	@scripts/install-missing.sh gcc /usr/include/stdio.h=libc6-dev meson ninja=ninja-build \
 		json-c.pc=libjson-c-dev xz=xz-utils edid-decode \
-		buildah mmdebstrap setpriv=util-linux unshare=util-linux
+		buildah mmdebstrap setpriv=util-linux unshare=util-linux tshark
 
 libvfio-user: venv system-packages
 	@PYTHON=$(BIN)/python scripts/build-libvfio-user.sh
