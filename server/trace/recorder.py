@@ -45,6 +45,8 @@ class Recorder:
         self._ring = ring
         self._early: list[bytes] | None = []
         self._events = bytearray()
+        self._began = 0
+        """When the first message came."""
         self._events_began = 0
         self._known: dict[bytes, int] = {}
         self._copies = Copies()
@@ -53,7 +55,7 @@ class Recorder:
         """Begin a section with what has come so far; of several sessions, one at a time writes."""
         if self._early is not None:
             early, self._early = self._early, None
-            self._begin(self.info)
+            self._begin(self.info, self._began or time.time_ns())
             for block in early:
                 self._ring.append(block)
 
@@ -62,7 +64,9 @@ class Recorder:
         if self._events:
             self._pack_events()
         self.messages += 1
-        block = packet(MESSAGES, time.time_ns(), data, direction, comment)
+        now = time.time_ns()
+        self._began = self._began or now
+        block = packet(MESSAGES, now, data, direction, comment)
         if self._early is not None:
             self._early.append(block)
             return
@@ -149,10 +153,10 @@ class Recorder:
         self._ring.rotate()
         self._known.clear()
         self._copies.forget()
-        self._begin(replace(self.info, continued=True))
+        self._begin(replace(self.info, continued=True), time.time_ns())
 
-    def _begin(self, info: SessionInfo) -> None:
+    def _begin(self, info: SessionInfo, now: int) -> None:
         self._ring.append(section(APPLICATION))
         self._ring.append(interface(LINKTYPE_USER0, "vfio-user"))
         self._ring.append(interface(LINKTYPE_USER1, "records"))
-        self._ring.append(packet(RECORDS, time.time_ns(), info.pack()))
+        self._ring.append(packet(RECORDS, now, info.pack()))
