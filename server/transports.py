@@ -11,7 +11,7 @@ AUTO = "auto"
 LIBVFIO_USER = "libvfio-user"
 CHOICES = (AUTO, NATIVE.name, LIBVFIO_USER)
 
-WHY_NATIVE = "faster, and takes more DMA regions, than libvfio-user"
+WHY_NATIVE = "maps memory faster than libvfio-user"
 """What ``auto`` goes by: docs/transports.md has the figures."""
 
 

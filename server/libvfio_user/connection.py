@@ -24,7 +24,6 @@ from protocol import (
     Message,
 )
 from protocol.header import FLAG_NO_REPLY, MessageType
-from server.dma.errors import DmaError
 from server.fds import ReceivedFds
 from server.libvfio_user.context import Context
 from server.native.client_messages import ClientMessages
@@ -104,7 +103,9 @@ class LibraryConnection(Connection):
         self._refusals: list[str] = []
         """What the library said of the message at hand, beside what its callbacks reported themselves."""
         self._reported = False
-        self._exhausted = False
+        self._full = False
+        self.library_regions = 0
+        """How many DMA regions the library holds; what is mapped beyond, the session alone knows."""
         self._dma_regions: dict[int, int] = {}
         """Sizes of the regions that the library has, by their address."""
         self._unmapping: DmaUnmapping | None = None
@@ -127,14 +128,12 @@ class LibraryConnection(Connection):
         return super()._answer(message, fds)
 
     def _map(self, request: DmaMap, fds: ReceivedFds) -> Reply:
-        """Map in the session, which is the stricter one, and then in the library. Raises OSError."""
+        """Map in the session, which is the stricter one, and then in the library, if it has room. Raises OSError."""
         with fds.duplicates() as copies:
-            try:
-                self._session.dma_map(request, fds)
-            except DmaError as error:
-                if error.errno == errno.ENOSPC:
-                    self._report_exhaustion()
-                raise
+            self._session.dma_map(request, fds)
+            if len(self._dma_regions) >= self.library_regions:
+                self._report_full()
+                return EMPTY
             flags = request.flags & _PERMISSIONS
             try:
                 self._ask(DmaMap(request.address, request.size, flags, request.offset), copies.numbers)
@@ -153,6 +152,10 @@ class LibraryConnection(Connection):
         else:
             inside = range(request.address, request.address + request.size)
             steps = deque(DmaUnmap(*region) for region in self._dma_regions.items() if region[0] in inside)
+        if not steps:  # the library knows none of them
+            self._unmapping = None
+            alone = Later(unmapping)
+            return alone if unmapping.pending else alone.reply()
         later = LaterByLibrary(unmapping, self, steps)
         try:
             self._ask(steps.popleft())
@@ -225,9 +228,11 @@ class LibraryConnection(Connection):
         self._refusals.clear()
         self._reported = False
 
-    def _report_exhaustion(self) -> None:
-        if not self._exhausted:
-            self._exhausted = True
-            self._session.log.warning(
-                "dma_regions_exhausted", regions=len(self._dma_regions), fix="serve with --transport native"
+    def _report_full(self) -> None:
+        if not self._full:
+            self._full = True
+            self._session.log.info(
+                "libvfio_user_full",
+                dma_regions=len(self._dma_regions),
+                effect="it is told of no more of them",
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import socket
 from contextlib import ExitStack
 
@@ -28,8 +27,9 @@ class LibraryTransport:
 
     def __init__(self, library: Library) -> None:
         self._library = library
-        self.max_dma_maps = library.max_dma_regions(MAX_DMA_MAPS)
-        self.capabilities = dataclasses.replace(CAPABILITIES, max_dma_maps=self.max_dma_maps)
+        self.max_dma_maps = MAX_DMA_MAPS
+        self.capabilities = CAPABILITIES
+        self.library_regions = library.max_dma_regions(MAX_DMA_MAPS)
 
     @property
     def description(self) -> str:
@@ -63,7 +63,8 @@ class LibraryTransport:
             connection = PeekingConnection(main, decoder, handshake, session, client)
         else:
             connection = RelayedConnection(main, decoder, handshake, session, client)
-        connection.context = Context(self._library, connection, self.max_dma_maps)
+        connection.context = Context(self._library, connection, self.library_regions)
+        connection.library_regions = self.library_regions
         stack.callback(connection.context.close)
         agreement = handshake.agreement
         assert agreement is not None  # noqa: S101 - a handshake that did not raise has one

@@ -99,8 +99,9 @@ def _add_replay(actions: Subparsers) -> None:
         "--memory",
         choices=("auto", "shared", "message"),
         default="auto",
-        help="how the server reaches guest memory: files that the replay makes (shared), or messages that are answered "
-        "with exactly what was recorded; auto is shared unless the guest raced with the device (default: %(default)s)",
+        help="how the server reaches guest memory: by messages, which are answered with exactly what was recorded, or "
+        "by files that the replay makes (shared), which is not exact where guest and device did not take turns; auto "
+        "is message if guest memory was recorded (default: %(default)s)",
     )
     parser.add_argument(
         "--mask",

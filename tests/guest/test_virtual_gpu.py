@@ -11,7 +11,6 @@ import trio
 from devices.display import Frame
 from server.control_client import capture
 from server.guest.screen import is_drawn_on, settled
-from server.libvfio_user.library import MAX_DMA_REGIONS_OF_OLDER
 from server.screenshot import compose
 from tests.guest.support import GuestParts
 from tests.guest.virtual_gpu import (
@@ -102,9 +101,12 @@ async def test_a_screenshot_has_the_cursor_that_the_guest_shows(parts: GuestPart
         assert compose(frame).tobytes() != compose(replace(frame, cursor=None)).tobytes()
 
 
-async def test_behind_an_iommu_the_gpu_works_page_by_page(parts: GuestParts, tmp_path: Path) -> None:
+@on_both_transports
+async def test_behind_an_iommu_the_gpu_works_page_by_page(
+    parts: GuestParts, tmp_path: Path, transport: str
+) -> None:
     async with (
-        serving(tmp_path, device="virtio-gpu,width=1024,height=768") as server,
+        serving(tmp_path, "--transport", transport, device="virtio-gpu,width=1024,height=768") as server,
         parts.boot(server.gpu(), iommu=True) as guest,
     ):
         assert "DMAR" in await guest.check("dmesg")
@@ -115,18 +117,6 @@ async def test_behind_an_iommu_the_gpu_works_page_by_page(parts: GuestParts, tmp
         assert status["client"]["dma_unmaps"] > 0
         assert status["client"]["memory"]["files"] == 1
         assert status["model"]["needs_reset"] is False
-
-
-async def test_more_regions_than_libvfio_user_holds_are_said_with_the_way_out(
-    parts: GuestParts, tmp_path: Path
-) -> None:
-    async with (
-        serving(tmp_path, "--transport", "libvfio-user") as server,
-        parts.boot(server.gpu(), iommu=True),
-    ):
-        _, line = await server.process.log.wait_for("dma_regions_exhausted", PICTURE_SECONDS)
-        assert "--transport native" in line
-        assert (await server.status())["client"]["memory"]["regions"] == MAX_DMA_REGIONS_OF_OLDER
 
 
 @on_both_transports

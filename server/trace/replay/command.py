@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import trio
@@ -15,11 +16,14 @@ from protocol.trace import TraceError
 from server import log as logging
 from server.exit_status import EXIT_FAILURE, fail
 from server.native.transport import TransportUnavailable
+from server.trace.lines import message_line
+from server.trace.names import Names
+from server.trace.pairing import DecodedMessage, walk
 from server.trace.reader import TraceReader
 from server.trace.replay.comparison import Comparison, Mask
 from server.trace.replay.intervals import RecordedSession, session_numbers
 from server.trace.replay.player import ReplayOptions
-from server.trace.replay.replay import AUTO, MESSAGE, Hosted, choose_memory, host, replay
+from server.trace.replay.replay import Hosted, host, replay
 from server.trace.replay.report import Report
 from server.transports import choose_transport
 
@@ -40,14 +44,10 @@ def run_replay(arguments: argparse.Namespace) -> int:
         except (OptionError, TransportUnavailable) as error:
             return fail(error)
         for session in sessions:
-            how = choose_memory(session, arguments.memory)
             if len(sessions) > 1:
                 sys.stdout.write(f"session {session.number}:\n")
-            if how == MESSAGE and arguments.memory == AUTO:
-                sys.stderr.write("the guest raced with the device: its memory is replayed by message\n")
-            report = trio.run(
-                functools.partial(replay, memory=how, comparison=comparison, options=options), session, server
-            )
+            how = functools.partial(replay, memory=arguments.memory, comparison=comparison, options=options)
+            report = trio.run(how, session, server)
             _print(report, session)
             same = same and report.same
     return 0 if same else EXIT_FAILURE
@@ -68,23 +68,26 @@ def _server(arguments: argparse.Namespace, session: RecordedSession) -> Path | H
 
 
 def _print(report: Report, session: RecordedSession) -> None:
-    out = sys.stdout.write
+    sys.stdout.writelines(f"{line}\n" for line in report_lines(report, session))
+
+
+def report_lines(report: Report, session: RecordedSession) -> Iterator[str]:
+    """The first divergence with what came before it, and a summary."""
     first = report.first
     if first is not None:
-        for message in first.before:
-            out(
-                f"  {message.number} {message.direction.name} {message.header} {bytes(message.payload[:24]).hex()}\n"
-            )
-        number = "the end" if first.at is None else f"message {first.at.number}"
-        out(f"{number}: {first.what}\n")
+        names = Names(session.info.device)
+        for walked in walk(first.before):
+            if isinstance(walked, DecodedMessage):
+                yield message_line(walked, names, session.began, latency=False)
+        yield f"{'at the end' if first.at is None else f'message {first.at.number}'}: {first.what}"
     if report.divergences > 1:
-        out(f"{report.divergences - 1} more divergences\n")
+        yield f"{report.divergences - 1} more divergences"
     if report.stopped is not None:
-        out(f"stopped: {report.stopped}\n")
-    out(
-        f"{report.sent} messages sent, {report.replies} replies, {report.requests} requests, {report.writes} writes "
-        f"to guest memory and {report.interrupts} interrupts compared: "
-        f"{'all as recorded' if report.same else f'{report.divergences} divergences'}\n"
+        yield f"stopped: {report.stopped}"
+    yield (
+        f"{report.sent} messages sent; {report.replies} replies, {report.requests} requests, {report.writes} writes to "
+        f"guest memory and {report.interrupts} interrupts compared: "
+        f"{'all as recorded' if report.same else f'{report.divergences} not as recorded'}"
     )
     if report.cut_short:
-        out(f"the trace was cut short: {report.cut_short} bytes of a block without its end were left out\n")
+        yield f"the trace was cut short: the last {report.cut_short} bytes are less than a block"

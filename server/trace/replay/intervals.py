@@ -41,11 +41,14 @@ class RecordedSession:
         self.number = number
         sessions = 0
         self.info = SessionInfo("")
+        self.began = 0
+        """When its first message was recorded, in ns since 1970."""
         for record in reader:
             sessions += isinstance(record, TracedSession)
             if sessions == number and isinstance(record, TracedSession):
                 self.info = record.info
             elif isinstance(record, TracedMessage) and sessions >= number:
+                self.began = record.time
                 break
         if sessions < number:
             raise TraceError(f"{reader.path}: there are {sessions} sessions, so no session {number}")

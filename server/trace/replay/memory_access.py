@@ -1,10 +1,12 @@
 """How the server gets at the guest's memory in a replay, and how what it does there is compared.
 
-With :class:`SharedAccess` the server has the files. Whatever the device is to find up to the next message of the client
-is put there before the message that makes it look, and what the device wrote has to be there at the end.
-
 With :class:`MessageAccess` it has none, and asks for every access. Each read is answered with what was found at that
-point of the recording, which makes a replay exact even where the guest changed memory while the device looked at it.
+point of the recording, so a replay is exact, although the guest changed memory while the device looked at it.
+
+With :class:`SharedAccess` the server has the files. Whatever the device is to find up to the next message of the client
+is put there before the message that makes it look, and what the device wrote has to be there before the next is sent.
+That is not exact where the guest changed the same place twice in between (a ring, to which it added without a kick), or
+where the device was not yet done when the client sent something else.
 """
 
 from __future__ import annotations

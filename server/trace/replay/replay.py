@@ -20,7 +20,6 @@ from server.trace.replay.intervals import RecordedSession
 from server.trace.replay.memory import ReplayMemory
 from server.trace.replay.memory_access import MemoryAccess, MessageAccess, SharedAccess
 from server.trace.replay.player import Player, ReplayOptions, WhenDone
-from server.trace.replay.races import count_races
 from server.trace.replay.report import Report
 from server.trace.replay.server_connection import ServerConnection
 
@@ -43,11 +42,10 @@ def host(device: Device, transport: Transport) -> Hosted:
 
 
 def choose_memory(session: RecordedSession, wish: str) -> str:
-    """How the server is to reach guest memory. Raises TraceError."""
+    """How the server is to reach guest memory: exactly, where it is known what there was to find."""
     if wish != AUTO:
         return wish
-    races = session.info.memory and count_races(session.intervals(), session.reader)
-    return MESSAGE if races else SHARED
+    return MESSAGE if session.info.memory else SHARED
 
 
 async def replay(

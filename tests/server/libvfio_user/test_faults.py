@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import tempfile
 from collections.abc import AsyncIterator
@@ -25,7 +26,7 @@ from protocol import (
     encode_request,
 )
 from server.fds import ReceivedFds
-from server.libvfio_user.library import Library, load_library
+from server.libvfio_user.library import MAX_DMA_REGIONS_OF_OLDER, Library, load_library
 from server.libvfio_user.transport import LibraryTransport
 from server.native.serve import ConnectionOptions
 from server.native.transport import TransportUnavailable
@@ -174,23 +175,32 @@ async def test_what_the_library_refuses_is_logged_as_anything_else_that_is_refus
     assert "region" in refused["reason"]
 
 
-async def test_the_seventeenth_region_is_refused_and_the_way_out_is_said_once(
-    server: Server, log: list[EventDict]
+async def test_regions_beyond_what_the_library_holds_are_mapped_all_the_same(
+    server: Server, device: RegisterDevice, log: list[EventDict]
 ) -> None:
+    many = 3 * MAX_DMA_REGIONS_OF_OLDER
     async with greeted_client(server.path) as client:
-        with memfd(PAGE) as fd:
-            for number in range(16):
-                reply = await client.ask(DmaMap(2 * number * PAGE, PAGE, MAP_FLAGS), [fd])
-                assert not reply.header.is_error
-            for _ in range(2):
-                assert await client.refusal(DmaMap(1 << 30, PAGE, MAP_FLAGS), [fd]) == errno.ENOSPC
-            assert not (await client.ask(DmaUnmap(0, 4 * PAGE))).header.is_error
-            for address in (0, 2 * PAGE):
-                assert not (await client.ask(DmaMap(address, PAGE, MAP_FLAGS), [fd])).header.is_error
+        with memfd(many * PAGE) as fd:
+            os.pwrite(fd, b"last", (many - 1) * PAGE)
+            for number in range(many):
+                request = DmaMap(2 * number * PAGE, PAGE, MAP_FLAGS, number * PAGE)
+                assert not (await client.ask(request, [fd])).header.is_error
+            view = device.attached.memory.view(2 * (many - 1) * PAGE, 4, Prot.READ)
+            assert view is not None
+            assert bytes(view) == b"last"
+            last = DmaUnmap(2 * (many - 1) * PAGE, PAGE)
+            assert not (await client.ask(last)).header.is_error
+            assert await client.refusal(last) == errno.ENOENT
+            # Some that it knows, and some that it does not.
+            middle = DmaUnmap(2 * 8 * PAGE, 2 * MAX_DMA_REGIONS_OF_OLDER * PAGE)
+            assert not (await client.ask(middle)).header.is_error
+            for number in range(8, 8 + MAX_DMA_REGIONS_OF_OLDER):
+                request = DmaMap(2 * number * PAGE, PAGE, MAP_FLAGS, number * PAGE)
+                assert not (await client.ask(request, [fd])).header.is_error
             assert not (await client.ask(DmaUnmap(flags=DmaUnmapFlags.ALL))).header.is_error
             assert not (await client.ask(DmaMap(0, PAGE, MAP_FLAGS), [fd])).header.is_error
-    assert [event["fix"] for event in log if event["event"] == "dma_regions_exhausted"] == [
-        "serve with --transport native"
+    assert [event["dma_regions"] for event in log if event["event"] == "libvfio_user_full"] == [
+        MAX_DMA_REGIONS_OF_OLDER
     ]
 
 

@@ -24,7 +24,7 @@ ONE_TOO_MANY = DmaMap(1 << 30, PAGE, MAP_FLAGS)
 async def server(device: RegisterDevice, log: list[EventDict]) -> AsyncIterator[Server]:
     """A server that believes that the library holds more regions than it does."""
     transport = LibraryTransport(load_library())
-    transport.max_dma_maps = 2 * MAX_DMA_REGIONS_OF_OLDER
+    transport.library_regions = 2 * MAX_DMA_REGIONS_OF_OLDER
     async with running_server(device, ConnectionOptions(transport=transport)) as server:
         yield server
 
