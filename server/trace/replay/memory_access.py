@@ -241,10 +241,7 @@ class MessageAccess(RecordedRequests):
             if request.address != address or not data.startswith(request.data):
                 if await self._harmless(channel, message, request):
                     continue
-                self._report.diverged(
-                    f"the server wrote {_shown(request.data)} to guest address {request.address:#x}, "
-                    f"and {_shown(data)} to {address:#x} in the recording"
-                )
+                self._report.diverged(_written_otherwise(address, data, request))
                 await self._write(channel, message, request)
                 return
             await self._write(channel, message, request)
@@ -292,12 +289,13 @@ class MessageAccess(RecordedRequests):
         return any(start < stop and begin < end for begin, stop in self._unread)
 
     def _mark_read(self, start: int, end: int) -> None:
-        rest: list[tuple[int, int]] = []
-        for begin, stop in self._unread:
-            rest += [
-                part for part in ((begin, min(stop, start)), (max(begin, end), stop)) if part[0] < part[1]
-            ]
-        self._unread = rest
+        """These bytes were read once: of reads of the same bytes, the first is done."""
+        todo, unread = [(start, end)], []
+        for span in self._unread:
+            rest = _without(span, todo)
+            todo = [part for one in todo for part in _without(one, [span])]
+            unread += rest
+        self._unread = unread
 
     def _holds_other(self, address: int, data: bytes) -> bool:
         try:
@@ -306,12 +304,36 @@ class MessageAccess(RecordedRequests):
             return True
 
 
+def _without(span: tuple[int, int], others: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The parts of ``span`` that are in none of ``others``."""
+    parts = [span]
+    for start, end in others:
+        cut = [((begin, min(stop, start)), (max(begin, end), stop)) for begin, stop in parts]
+        parts = [part for pair in cut for part in pair if part[0] < part[1]]
+    return parts
+
+
 def _decoded(message: Message) -> object:
     """The request, or None where it makes no sense."""
     try:
         return decode_request(message.header, message.payload)
     except ProtocolError:
         return None
+
+
+def _written_otherwise(address: int, data: bytes, request: DmaWrite) -> str:
+    """How a write differs from the ``data`` that was written at ``address`` in the recording."""
+    if request.address != address:
+        return (
+            f"the server wrote {_shown(request.data)} to guest address {request.address:#x}, "
+            f"and {_shown(data)} to {address:#x} in the recording"
+        )
+    pairs = enumerate(zip(request.data, data, strict=False))
+    at = next((index for index, (new, old) in pairs if new != old), min(len(request.data), len(data)))
+    return (
+        f"the server wrote {_shown(request.data[at:]) or 'nothing'} to guest address {address + at:#x}, "
+        f"and {_shown(data[at:]) or 'nothing'} in the recording"
+    )
 
 
 def _shown(data: bytes) -> str:
