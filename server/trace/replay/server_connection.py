@@ -11,7 +11,6 @@ from contextlib import suppress
 import trio
 
 from protocol import (
-    Agreement,
     Message,
     ProtocolError,
     Version,
@@ -87,19 +86,16 @@ class ServerConnection:
         """Have :meth:`wait` return: something has changed."""
         self._news.set()
 
-    def agreed(self, request: Version, reply: Message) -> Agreement | None:
-        """VERSION was answered: listen on the twin socket, if there is one. None where the answer makes no sense."""
-        with ReceivedFds(reply.fds) as fds:
-            try:
-                agreement = agree(request, Version.unpack(reply.payload))
-            except ProtocolError:
-                return None
-            index = agreement.twin_socket_fd
-            if index is not None and index < len(fds):
-                twin = socket.fromfd(fds.numbers[index], socket.AF_UNIX, socket.SOCK_STREAM)
-                self._twin = Channel(twin, max_message_size(MAX_DATA), max_fds=0)
-                self._nursery.start_soon(self._listen, self._twin)
-            return agreement
+    def agreed(self, request: Version, reply: Message) -> None:
+        """VERSION was answered: listen on the twin socket, if there is one. The fds stay the caller's."""
+        try:
+            index = agree(request, Version.unpack(reply.payload)).twin_socket_fd
+        except ProtocolError:
+            return  # an answer that makes no sense is for somebody else to report
+        if index is not None and index < len(reply.fds):
+            twin = socket.fromfd(reply.fds[index], socket.AF_UNIX, socket.SOCK_STREAM)
+            self._twin = Channel(twin, max_message_size(MAX_DATA), max_fds=0)
+            self._nursery.start_soon(self._listen, self._twin)
 
     def watch(self, index: int, vector: int, eventfd: int | None) -> None:
         """Count what is signalled on ``eventfd`` as this vector; it is this object's from here on. None: no more."""
