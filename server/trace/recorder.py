@@ -115,6 +115,7 @@ class Recorder:
     def _access(self, kind: int, address: int, data: bytes | memoryview) -> None:
         size = len(data)
         if size <= SHORT:
+            self._make_room()
             self._add(EVENT.pack(kind, 0, 0, size, address))
             self._events += data
             return
@@ -127,6 +128,7 @@ class Recorder:
             address += take
 
     def _store(self, kind: int, flags: int, address: int, data: memoryview) -> None:
+        self._make_room()
         key = trace.digest(data)
         place = self._known.get(key)
         if place is None:
@@ -147,6 +149,13 @@ class Recorder:
     def _pack_events(self) -> None:
         self._ring.append(packet(RECORDS, self._events_began, trace.pack_events(self._events)))
         self._events.clear()
+
+    def _make_room(self) -> None:
+        """An event, and what it refers to, are in the same file."""
+        if self._ring.full:
+            if self._events:
+                self._pack_events()
+            self._continue()
 
     def _continue(self) -> None:
         """Go on in the next file of the ring, which has to make sense by itself."""
