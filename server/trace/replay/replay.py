@@ -18,10 +18,12 @@ from server.trace.reader import TraceReader
 from server.trace.replay.comparison import Comparison
 from server.trace.replay.intervals import RecordedSession
 from server.trace.replay.memory import ReplayMemory
-from server.trace.replay.memory_access import MemoryAccess, MessageAccess, SharedAccess
+from server.trace.replay.memory_access import MemoryAccess
+from server.trace.replay.message_access import MessageAccess
 from server.trace.replay.player import Player, ReplayOptions, WhenDone
 from server.trace.replay.report import Report
 from server.trace.replay.server_connection import ServerConnection
+from server.trace.replay.shared_access import SharedAccess
 
 SHARED = "shared"
 MESSAGE = "message"
