@@ -35,6 +35,11 @@ SLOTS = {PLAIN: 3, TRACED: 4}
 Rates = dict[str, dict[str, list[float]]]
 
 
+def trace_size(folder: Path) -> int:
+    """Bytes of all files of the trace."""
+    return sum(path.stat().st_size for path in folder.glob("trace.pcapng*"))
+
+
 async def measure(arguments: argparse.Namespace) -> tuple[Rates, int]:
     """Boot one guest with both devices, and measure them in turn; also the bytes that were recorded."""
     qemu, kernel = find_qemu(print), find_kernel(print)
@@ -67,7 +72,7 @@ async def measure(arguments: argparse.Namespace) -> tuple[Rates, int]:
                     print(who, answer, flush=True)
                     for rate in RATES:
                         results[who].setdefault(rate, []).append(json.loads(answer)[rate])
-        size = sum(path.stat().st_size for path in folder.glob("trace.pcapng*"))
+        size = trace_size(folder)
     return results, size
 
 

@@ -126,7 +126,9 @@ def _add_replay(actions: Subparsers) -> None:
 
 
 def _add_diff(actions: Subparsers) -> None:
-    parser = actions.add_parser("diff", help="what differs between two traces, message by message")
+    parser = actions.add_parser(
+        "diff", help="what differs between two traces, message by message; exit status 0 where nothing does"
+    )
     parser.add_argument(
         "--context", type=int, default=2, metavar="N", help="equal messages around each (default: 2)"
     )
@@ -178,7 +180,7 @@ def _record(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from server.trace.show import run_show  # noqa: PLC0415
+    from server.trace.show.command import run_show  # noqa: PLC0415
 
     return _guarded(run_show, arguments)
 
@@ -190,12 +192,12 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 
 def _diff(arguments: argparse.Namespace) -> int:
-    from server.trace.diff import run_diff  # noqa: PLC0415
+    from server.trace.diff.command import run_diff  # noqa: PLC0415
 
     return _guarded(run_diff, arguments)
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from server.trace.export import run_export  # noqa: PLC0415
+    from server.trace.export.command import run_export  # noqa: PLC0415
 
     return _guarded(run_export, arguments)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,13 @@ MAX_COPIES = 512 << 20
 """Bytes that copies of what was looked at may take; beyond, each look is recorded anew."""
 
 Bytes = NDArray[np.uint8]
+Piece = tuple[int, memoryview]
+"""A guest address, and the bytes there."""
+
+_series = itertools.count(1)
+"""Versions of one copy are in a row, and none is another copy's: who holds a copied picture may outlive the pin."""
+_VERSIONS = 32
+"""Bits for the versions of one copy."""
 
 _memcmp = ctypes.CDLL(None).memcmp
 _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
@@ -29,22 +37,53 @@ class News(NamedTuple):
     """What a look found."""
 
     version: int
-    spans: list[tuple[int, int]]
-    """What of the part is new: offsets and lengths in it."""
-    pieces: list[tuple[int, memoryview]]
-    """The same by guest address, with the bytes; good until the next look."""
+    spans: Sequence[tuple[int, int]]
+    """What of the part has changed since the version before: offsets and lengths in it."""
+    pieces: Iterable[Piece]
+    """What nobody has seen yet, by guest address; good until the next look."""
+
+
+class Layout:
+    """Where pinned memory is in the guest."""
+
+    def __init__(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """``ranges``: the start and the end of each part of the pinned memory, in order."""
+        self._ranges = ranges
+        self._ends = list(itertools.accumulate(end - start for start, end in ranges))
+        self.length = self._ends[-1] if self._ends else 0
+
+    def placed(self, start: int, data: memoryview) -> Iterator[Piece]:
+        """``data``, which is ``start`` bytes into the memory, by guest address: a chunk may be in several places."""
+        while data:
+            index = bisect_right(self._ends, start)
+            address, _ = self._ranges[index]
+            before = self._ends[index - 1] if index else 0
+            size = min(self._ends[index] - start, len(data))
+            yield address + start - before, data[:size]
+            data = data[size:]
+            start += size
+
+    def anew(self, offset: int, views: Sequence[memoryview]) -> Iterator[Piece]:
+        """All of ``views``, chunk by chunk."""
+        for view in views:
+            at = 0
+            while at < len(view):
+                size = min(CHUNK - (offset + at) % CHUNK, len(view) - at)
+                yield from self.placed(offset + at, memoryview(bytes(view[at : at + size])))
+                at += size
+            offset += len(view)
 
 
 class Copy:
     """What a pin's memory was when it was last looked at, so that only changes are recorded."""
 
-    def __init__(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """``ranges``: the start and the end of each part of the pinned memory, in order."""
-        self.length = sum(end - start for start, end in ranges)
-        self.version = 0
+    def __init__(self, layout: Layout) -> None:
+        self.length = layout.length
+        self.version = next(_series) << _VERSIONS
         """Counts the looks that found something new."""
-        self._ranges = ranges
-        self._ends = np.cumsum([end - start for start, end in ranges]).tolist()
+        self._layout = layout
+        self._latest: list[tuple[int, int]] = []
+        """What has changed since the version before: start and end."""
         self._data = np.zeros(self.length, np.uint8)
         self._base = self._data.ctypes.data
         self._known = np.zeros(-(-self.length // CHUNK), np.bool_)
@@ -62,21 +101,30 @@ class Copy:
             end = offset + len(view)
             for start, stop in self._changes(seen.ctypes.data - offset, offset, end):
                 start, stop = self._narrowed(start, stop, seen[start - offset : stop - offset])
-                self._data[start:stop] = seen[start - offset : stop - offset]
-                spans.append((start, stop))
+                if start < stop:
+                    self._data[start:stop] = seen[start - offset : stop - offset]
+                    spans.append((start, stop))
             offset = end
         if spans:
             self.version += 1
+            self._latest = spans
+        # What another look has found, of a part that overlaps, has changed for who has not seen it yet.
+        changes = [(max(start, part), min(stop, offset)) for start, stop in self._latest]
+        changes = [(start - part, stop - start) for start, stop in changes if start < stop]
         pieces = [
-            piece for start, stop in spans for piece in self._placed(start, self._data[start:stop].data)
+            piece
+            for start, stop in spans
+            for piece in self._layout.placed(start, self._data[start:stop].data)
         ]
-        return News(self.version, [(start - part, stop - start) for start, stop in spans], pieces)
+        return News(self.version, changes, pieces)
 
     def _narrowed(self, start: int, stop: int, seen: Bytes) -> tuple[int, int]:
         """What has changed of a chunk that is known; of one that is not, all of it, and then it is."""
         chunk = start // CHUNK
         if self._known[chunk]:
             changed = np.flatnonzero(seen != self._data[start:stop])
+            if not len(changed):
+                return start, start  # the guest has changed it back meanwhile
             return start + int(changed[0]), start + int(changed[-1]) + 1
         # Where only a part of a chunk was looked at, the rest stays unknown.
         self._known[chunk] = start % CHUNK == 0 and (stop - start == CHUNK or stop == self.length)
@@ -100,24 +148,12 @@ class Copy:
                     yield from self._differing(seen, at, stop, sizes[1:])
             at = stop
 
-    def _placed(self, start: int, data: memoryview) -> Iterator[tuple[int, memoryview]]:
-        """``data`` by guest address: a chunk may be in several places."""
-        while data:
-            index = bisect_right(self._ends, start)
-            address, _ = self._ranges[index]
-            before = self._ends[index - 1] if index else 0
-            size = min(self._ends[index] - start, len(data))
-            yield address + start - before, data[:size]
-            data = data[size:]
-            start += size
-
 
 class Copies:
     """The copies of all pins; those of pins that are gone go by themselves."""
 
     def __init__(self) -> None:
         self._copies: weakref.WeakKeyDictionary[object, Copy] = weakref.WeakKeyDictionary()
-        self._uncopied = 0
 
     def look(
         self, pins: object, ranges: Sequence[tuple[int, int]], offset: int, views: Sequence[memoryview]
@@ -125,11 +161,11 @@ class Copies:
         """The version of what is looked at, and what of it is new."""
         copy = self._copies.get(pins)
         if copy is None:
-            copy = Copy(ranges)
-            if copy.length + sum(other.length for other in self._copies.values()) > MAX_COPIES:
-                self._uncopied += 1
-                return copy.look(offset, views)._replace(version=-2 * self._uncopied)
-            self._copies[pins] = copy
+            layout = Layout(ranges)
+            if layout.length + sum(other.length for other in self._copies.values()) > MAX_COPIES:
+                everything = [(0, sum(map(len, views)))]
+                return News(next(_series) << _VERSIONS, everything, layout.anew(offset, views))
+            copy = self._copies[pins] = Copy(layout)
         return copy.look(offset, views)
 
     def forget(self) -> None:

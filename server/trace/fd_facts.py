@@ -17,9 +17,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from server.interrupts import EVENTFD_LINK
+
 MAX_FDS = 1024
 """Descriptions of fds that are read with one message; Linux passes 253 at most."""
 
+_MEMFD_LINK = "/memfd:"
+"""How /proc calls what memfd_create made. Any file on a tmpfs has seals, too, and is none."""
+_NUMBERS = range(1 << 64)
 _KINDS = ("eventfd", "socket", "memfd", "file", "other")
 
 
@@ -79,8 +84,8 @@ def fd_facts(fd: int) -> FdFacts:
         kind, size = "file", status.st_size
         with suppress(OSError):
             seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-            kind = "memfd"
-    elif "eventfd" in _link(fd):
+            kind = "memfd" if _link(fd).startswith(_MEMFD_LINK) else kind
+    elif _link(fd) == EVENTFD_LINK:
         kind = "eventfd"
     return FdFacts(kind, status.st_dev, status.st_ino, size, seals)
 
@@ -108,7 +113,7 @@ def _packed(facts: FdFacts) -> dict[str, object]:
 def _unpacked(value: Mapping[object, object]) -> FdFacts:
     def number(key: str, default: int) -> int:
         found = value.get(key, default)
-        return found if isinstance(found, int) and not isinstance(found, bool) else default
+        return found if type(found) is int and found in _NUMBERS else default
 
     kind = value.get("kind")
     return FdFacts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 import weakref
 from collections.abc import Sequence
 from typing import Any, Protocol, Self
@@ -82,9 +83,14 @@ class ObservedMemory(GuestMemoryMap):
             observed = told[0]()
             return None if observed is None else on_unmap(observed)
 
-        pin = ObservedPin(super().pin_pages(ranges, prot, unmapped), self._observer)
-        told.append(weakref.ref(pin))
-        return pin
+        pin = super().pin_pages(ranges, prot, unmapped)
+        caller = sys._getframe(1)
+        pin.origin = (
+            f"{caller.f_code.co_filename}:{caller.f_lineno}"  # and not here, should the device leak it
+        )
+        observed = ObservedPin(pin, self._observer)
+        told.append(weakref.ref(observed))
+        return observed
 
     def _read_shared(self, region: DmaRegion, address: int, size: int) -> bytes | memoryview:
         data = bytes(super()._read_shared(region, address, size))

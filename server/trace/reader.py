@@ -114,9 +114,9 @@ class TraceReader:
                 number += 1
                 if not block.whole:
                     raise TraceError(f"{self.path}: message {number} was not recorded whole")
-                yield _message(block, number)
+                yield self._message(block, number)
             elif links[block.interface] == LINKTYPE_USER1:
-                record = _record(block)
+                record = self._record(block)
                 if record is not None:
                     yield record
 
@@ -159,34 +159,37 @@ class TraceReader:
             raise TraceError(f"{self.path}: {error}") from error
         self.cut_short = parser.pending
 
+    def _message(self, packet: Packet, number: int) -> TracedMessage:
+        data = packet.data
+        if len(data) < HEADER_SIZE:
+            raise self._damage(packet, f"message {number} has {len(data)} bytes, less than a header")
+        header = Header.unpack(data)
+        direction = packet.direction
+        if direction is Direction.UNKNOWN:
+            # The commands of a server are its own, and all others are its client's.
+            from_client = (header.command in SERVER_COMMANDS) == header.is_reply
+            direction = Direction.INBOUND if from_client else Direction.OUTBOUND
+        payload = memoryview(data)[HEADER_SIZE:]
+        return TracedMessage(
+            number, packet.timestamp, direction, header, payload, MessageFacts.unpack(packet.comment)
+        )
 
-def _message(packet: Packet, number: int) -> TracedMessage:
-    data = packet.data
-    if len(data) < HEADER_SIZE:
-        raise TraceError(f"message {number}: {len(data)} bytes are less than a header")
-    header = Header.unpack(data)
-    direction = packet.direction
-    if direction is Direction.UNKNOWN:
-        # The commands of a server are its own, and all others are its client's.
-        from_client = (header.command in SERVER_COMMANDS) == header.is_reply
-        direction = Direction.INBOUND if from_client else Direction.OUTBOUND
-    payload = memoryview(data)[HEADER_SIZE:]
-    return TracedMessage(
-        number, packet.timestamp, direction, header, payload, MessageFacts.unpack(packet.comment)
-    )
+    def _record(self, packet: Packet) -> TracedSession | TracedEvents | None:
+        """What a packet of the second interface is, None for a content."""
+        if not packet.whole:
+            raise self._damage(packet, "a record that is not whole")
+        try:
+            kind, payload = unpack(packet.data)
+            if kind is RecordKind.SESSION:
+                return TracedSession(SessionInfo.unpack(payload))
+            if kind is RecordKind.EVENTS:
+                return TracedEvents(packet.timestamp, tuple(unpack_events(payload)))
+        except TraceError as error:
+            raise self._damage(packet, str(error)) from error
+        return None
 
-
-def _record(packet: Packet) -> TracedSession | TracedEvents | None:
-    """What a packet of the second interface is, None for a content."""
-    try:
-        kind, payload = unpack(packet.data)
-        if kind is RecordKind.SESSION:
-            return TracedSession(SessionInfo.unpack(payload))
-        if kind is RecordKind.EVENTS:
-            return TracedEvents(packet.timestamp, tuple(unpack_events(payload)))
-    except TraceError as error:
-        raise TraceError(f"damaged at byte {packet.offset}: {error}") from error
-    return None
+    def _damage(self, packet: Packet, what: str) -> TraceError:
+        return TraceError(f"{self.path}: damaged at byte {packet.offset}: {what}")
 
 
 def _content(block: Block, digest: bytes) -> bytes | None:

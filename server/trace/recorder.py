@@ -55,6 +55,8 @@ class Recorder:
         """Begin a section with what has come so far; of several sessions, one at a time writes."""
         if self._early is not None:
             early, self._early = self._early, None
+            if self._ring.full:
+                self._ring.rotate()
             self._begin(self.info, self._began or time.time_ns())
             for block in early:
                 self._ring.append(block)
@@ -92,9 +94,11 @@ class Recorder:
         self, pins: object, ranges: Sequence[tuple[int, int]], offset: int, views: Sequence[memoryview]
     ) -> Look:
         """The device looks at memory in place; what has changed there is recorded."""
+        self._make_room()
         news = self._copies.look(pins, ranges, offset, views)
         for address, data in news.pieces:
             if len(data) <= SHORT:
+                self._make_room()
                 self._add(EVENT.pack(_READ, _IN_PLACE, 0, len(data), address))
                 self._events += data
             else:
@@ -103,6 +107,7 @@ class Recorder:
 
     def interrupt(self, index: int, vector: int) -> None:
         """The client was told of an interrupt."""
+        self._make_room()
         self._add(EVENT.pack(_INTERRUPT, 0, index, 0, vector))
 
     def flush(self) -> None:

@@ -7,9 +7,12 @@ becomes FILE.2, and so on; what was FILE.3 is gone. Each file can be read by its
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from devices.registry import size
 
 FILES = 4
 BUFFER = 256 << 10
@@ -17,11 +20,24 @@ BUFFER = 256 << 10
 MIN_LIMIT = 4 << 20
 
 
+def parse_limit(text: str) -> int | None:
+    """What ``--trace-limit`` says: bytes of all files together, None for no limit. Raises ValueError."""
+    if text == "none":
+        return None
+    limit = size(text)
+    if limit < MIN_LIMIT:
+        raise ValueError(f"--trace-limit {text}: give at least {MIN_LIMIT >> 20}M, or none")
+    return limit
+
+
 class TraceRing:
     """Appends blocks to FILE. Not being able to write ends the recording, and nothing else."""
 
     def __init__(self, path: Path, limit: int | None = None) -> None:
-        """Begin FILE anew, and remove its predecessors. ``limit``: bytes of all files together. Raises OSError."""
+        """Begin FILE anew, and remove its predecessors. ``limit``: bytes of all files together. Raises OSError.
+
+        What is no regular file (/dev/null, a pipe) has no limit, since it could not be renamed.
+        """
         self.path = path
         self.error: OSError | None = None
         """Why nothing is recorded any more."""
@@ -29,17 +45,23 @@ class TraceRing:
         self.files_written = 1
         self.bytes_written = 0
         """Bytes of all blocks so far, also of those that are gone."""
-        self._share = None if limit is None else max(limit, MIN_LIMIT) // FILES
         self._buffer = bytearray()
         self._flushed = 0
         self._fd = _create(path)
-        for number in range(1, FILES):
-            _numbered(path, number).unlink(missing_ok=True)
+        self._share: int | None = None
+        try:
+            if stat.S_ISREG(os.fstat(self._fd).st_mode):
+                self._share = None if limit is None else max(limit, MIN_LIMIT) // FILES
+                for number in range(1, FILES):
+                    _numbered(path, number).unlink(missing_ok=True)
+        except OSError:
+            os.close(self._fd)
+            raise
 
     @property
     def full(self) -> bool:
         """Whether it is time to :meth:`rotate`."""
-        return self._share is not None and self.offset >= self._share
+        return self._share is not None and self.offset >= self._share and self.error is None
 
     @property
     def offset(self) -> int:
@@ -100,8 +122,16 @@ class TraceRing:
 
 
 def _create(path: Path) -> int:
-    # Traces hold what was in the guest's memory, so they are for their owner alone.
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    # Traces hold what was in the guest's memory, so they are for their owner alone, also where the file was there.
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISREG(mode) and mode & (stat.S_IRWXG | stat.S_IRWXO):
+            os.fchmod(fd, stat.S_IMODE(mode) & stat.S_IRWXU)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _numbered(path: Path, number: int) -> Path:

@@ -10,8 +10,8 @@ from PIL import Image, ImageChops
 from devices.models import MODELS
 from devices.registry import create_device
 from server.screenshot import compose
-from server.trace.frames import export_frames
-from server.trace.pictures import Folder
+from server.trace.export.frames import export_frames
+from server.trace.export.pictures import Folder
 from server.trace.reader import TraceReader
 from server.trace.replay.intervals import RecordedSession
 from server.trace.replay.replay import host, replay

@@ -16,15 +16,15 @@ from protocol.trace import TraceError
 from server import log as logging
 from server.exit_status import EXIT_FAILURE, fail
 from server.native.transport import TransportUnavailable
-from server.trace.lines import message_line
-from server.trace.names import Names
-from server.trace.pairing import DecodedMessage, walk
 from server.trace.reader import TraceReader
 from server.trace.replay.comparison import Comparison, Mask
 from server.trace.replay.intervals import RecordedSession, session_numbers
 from server.trace.replay.player import ReplayOptions
 from server.trace.replay.replay import Hosted, host, replay
 from server.trace.replay.report import Report
+from server.trace.show.lines import message_line
+from server.trace.show.names import Names
+from server.trace.show.pairing import DecodedMessage, walk
 from server.transports import choose_transport
 
 RECORDED = "recorded"

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TextIO
 
 import trio
 
 from protocol.trace import TraceError
 from server import log as logging
-from server.trace.export_json import export_json
-from server.trace.frames import FrameSink, export_frames
-from server.trace.pictures import Animation, Folder
+from server.trace.export.frames import FrameSink, export_frames
+from server.trace.export.json_lines import export_json
+from server.trace.export.pictures import Animation, Folder
 from server.trace.reader import TraceReader
+from server.trace.show.output import standard_output, warn_cut_short
+
+
+def _opened(path: Path) -> AbstractContextManager[TextIO]:
+    return standard_output() if str(path) == "-" else path.open("w")
 
 
 def run_export(arguments: argparse.Namespace) -> int:
     """Write what was asked for; the exit status. Raises TraceError and OSError."""
     with TraceReader(arguments.file) as reader:
         if arguments.json is not None:
-            if str(arguments.json) == "-":
-                export_json(reader, sys.stdout)
-                return 0
-            with arguments.json.open("w") as output:
+            with _opened(arguments.json) as output:
                 export_json(reader, output)
+            warn_cut_short(reader)
             return 0
         logging.configure("console", "error")
         sink: FrameSink = (

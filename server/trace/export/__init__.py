@@ -1,0 +1,1 @@
+"""Traces for other programs, and what was on the screen."""

@@ -1,0 +1,1 @@
+"""Traces for people: a line per message, JSON, and summaries."""
