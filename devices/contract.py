@@ -287,6 +287,13 @@ class Device(ABC):
     def reset(self) -> None:
         """Return to the power-on state: pins released, queues stopped, no interrupt pending."""
 
+    def close(self) -> None:
+        """Give back what the device itself holds of the operating system; by whoever made it, at the very end.
+
+        No client is attached, and nothing else of the device is called afterwards.
+        """
+        return
+
     def register_name(self, index: int, offset: int) -> str | None:  # noqa: ARG002 - for models that know names
         """The name of the register that is at ``offset`` of region ``index``, None where the model knows none.
 

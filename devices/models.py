@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from devices.bochs_display import BochsDisplay, BochsDisplayOptions
 from devices.contract import Device
+from devices.edu import Edu
 from devices.registry import DeviceModel, Option, flag, number, size
 from devices.virtio.pci import VirtioPci
 from devices.virtio_gpu.device import VirtioGpu
@@ -18,6 +20,24 @@ def _blob(text: str) -> bool | None:
 
 def _virtio_gpu(values: Mapping[str, Any]) -> Device:
     return VirtioPci(VirtioGpu(GpuOptions(**values)))
+
+
+def _address_mask(text: str) -> int:
+    try:
+        mask = int(text, 0)
+    except ValueError:
+        mask = -1
+    if not 0 <= mask < 1 << 64:
+        raise ValueError(f"{text!r} is no mask of 64-bit addresses; write for example 0xfffffff")
+    return mask
+
+
+def _edu(values: Mapping[str, Any]) -> Device:
+    return Edu(**values)
+
+
+def _bochs_display(values: Mapping[str, Any]) -> Device:
+    return BochsDisplay(BochsDisplayOptions(**values))
 
 
 VIRTIO_GPU = DeviceModel(
@@ -36,4 +56,26 @@ VIRTIO_GPU = DeviceModel(
     create=_virtio_gpu,
 )
 
-MODELS = (VIRTIO_GPU,)
+EDU = DeviceModel(
+    name="edu",
+    description="QEMU's educational device: registers, interrupts and DMA to learn with",
+    features=("intx", "msi", "dma"),
+    options=(Option("dma_mask", "0xfffffff", _address_mask, "the bits of a guest address that its DMA has"),),
+    create=_edu,
+)
+
+BOCHS_DISPLAY = DeviceModel(
+    name="bochs-display",
+    kind="gpu",
+    description="a framebuffer with the Bochs VBE display interface, for firmware and simple drivers",
+    features=("edid",),
+    options=(
+        Option("width", "1280", number, "preferred width in pixels"),
+        Option("height", "800", number, "preferred height in pixels"),
+        Option("vgamem", "16M", size, "size of the framebuffer, a power of two from 4M to 256M"),
+        Option("edid", "on", flag, "offer EDID"),
+    ),
+    create=_bochs_display,
+)
+
+MODELS = (VIRTIO_GPU, EDU, BOCHS_DISPLAY)

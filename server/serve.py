@@ -13,7 +13,6 @@ import trio
 
 from devices.models import MODELS
 from devices.registry import OptionError, create_device, full_description
-from devices.registry import size as parse_size
 from protocol.trace import SessionInfo
 from server import log as logging
 from server.control import serve_control
@@ -28,7 +27,7 @@ from server.native.transport import TransportUnavailable
 from server.notify import notify_ready
 from server.socket_path import SocketPathError, adopt_listener, listen_at
 from server.trace.recording import Recording
-from server.trace.ring import MIN_LIMIT, TraceRing
+from server.trace.ring import TraceRing, parse_limit
 from server.transports import choose_transport
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -49,12 +48,13 @@ def run_serve(arguments: argparse.Namespace) -> int:
             locks_memory=DOMAINS[arguments.dma_domain].domain.locks_memory,
         )
         transport = choose_transport(arguments.transport, device)
-        trace_limit = _trace_limit(arguments)
+        trace_limit = None if arguments.trace is None else parse_limit(arguments.trace_limit)
     except (OptionError, ValueError, TransportUnavailable) as error:
         return fail(error)
     domain = DomainOptions(arguments.vfio_group, arguments.vfio_container, arguments.dma_bits)
     try:
         with ExitStack() as stack:
+            stack.callback(device.close)
             make_domain = open_domain(arguments.dma_domain, domain, stack)
             listener = stack.enter_context(_listener(arguments))
             recording = _recording(arguments, trace_limit, transport.transport.name, stack)
@@ -64,17 +64,6 @@ def run_serve(arguments: argparse.Namespace) -> int:
     except (SocketPathError, DmaDomainUnavailable, TraceUnavailable) as error:
         return fail(error)
     return 0
-
-
-def _trace_limit(arguments: argparse.Namespace) -> int | None:
-    """Bytes that the files of the trace may have together, None for no limit. Raises ValueError."""
-    text = arguments.trace_limit
-    if arguments.trace is None or text == "none":
-        return None
-    limit = parse_size(text)
-    if limit < MIN_LIMIT:
-        raise ValueError(f"--trace-limit {text}: give at least {MIN_LIMIT >> 20}M, or none")
-    return limit
 
 
 def _recording(

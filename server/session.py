@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from devices.contract import Device, GuestMemoryError, Log, Prot, Region, RegionAccess, Work
+from devices.contract import Device, GuestMemoryError, Log, MmapArea, Prot, Region, RegionAccess, Work
 from protocol import DeviceFeature, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags, ProtocolError, SetIrqs
 from server.dma.memory import DEFAULT_MAX_DATA_XFER_SIZE, GuestMemoryMap
 from server.dma.unmapping import Unmapping
@@ -102,6 +102,13 @@ class Session:
         self.wake: Callable[[], None] = _nobody_to_wake
         """Makes the transport, which sets this, run work that was deferred outside of an access."""
         self._regions = tuple(device.regions)
+        self._own_areas = {
+            area.length
+            for region in self._regions
+            if region.shared is not None
+            for area in region.mmap_areas or (MmapArea(0, region.size),)
+        }
+        """Sizes of what a client may map of the device."""
         self._warned_of_unshared_memory = False
         try:
             device.connect(self)
@@ -154,8 +161,13 @@ class Session:
         fd = fds.take()
         self.memory.map(request.address, request.size, prot, fd, request.offset)
         self.counters.dma_maps += 1
-        # ROMs come without an fd too, but they are read-only.
-        if fd is None and prot & Prot.WRITE and not self._warned_of_unshared_memory:
+        # ROMs come without an fd too, but they are read-only; and so does what the client maps of this very device.
+        if (
+            fd is None
+            and prot & Prot.WRITE
+            and request.size not in self._own_areas
+            and not self._warned_of_unshared_memory
+        ):
             self._warned_of_unshared_memory = True
             self.log.warning(
                 "memory_not_shared", address=hex(request.address), size=request.size, fix=SHARE_MEMORY

@@ -1,1 +1,1 @@
-"""PCI functions as VFIO devices: configuration space, BARs made of registers, MSI-X and INTx."""
+"""PCI functions as VFIO devices: configuration space, BARs made of registers, MSI-X, MSI and INTx."""

@@ -65,9 +65,21 @@ class BarFlag(IntFlag):
 class CapabilityId(IntEnum):
     """Capability ids (PCI Code and ID Assignment, section 2)."""
 
+    MSI = 0x05
     VENDOR_SPECIFIC = 0x09
     PCI_EXPRESS = 0x10
     MSIX = 0x11
+
+
+class MsiControl(IntFlag):
+    """Bits of MSI message control (6.8.1.3); bits 1-3 hold the binary logarithm of the number of vectors."""
+
+    ENABLE = 1 << 0
+    MULTIPLE_MESSAGE_ENABLE = 7 << 4
+    ADDRESS_64 = 1 << 7
+
+
+MSI_MAX_VECTORS = 32
 
 
 class MsixControl(IntFlag):

@@ -15,6 +15,7 @@ from devices.pci.constants import (
     InterruptPin,
     Status,
 )
+from devices.pci.msi import Msi
 from devices.pci.msix import Msix
 from devices.pci.register_names import RegisterName
 from devices.pci.registers import ReadHandler, Window, WindowMap, WriteHandler, ignore_write, read_zeros
@@ -48,7 +49,7 @@ class PciFunction(Device):
     """A PCI function with nine VFIO regions (six BARs, ROM, CONFIG, VGA) and five interrupts.
 
     Subclasses describe themselves to ``__init__`` and get: configuration space with BAR sizing, a command
-    register, MSI-X and INTA#, and dispatch of register accesses. They override :meth:`bus_master_changed`,
+    register, MSI-X, MSI and INTA#, and dispatch of register accesses. They override :meth:`bus_master_changed`,
     :meth:`function_reset` and :meth:`function_disconnect` as they need.
     """
 
@@ -58,6 +59,7 @@ class PciFunction(Device):
         *,
         bars: Mapping[int, Bar],
         msix: MsixSpec | None = None,
+        msi_vectors: int = 0,
         interrupt_pin: InterruptPin = InterruptPin.NONE,
         config_size: int = CONFIG_SPACE_SIZE,
     ) -> None:
@@ -66,6 +68,7 @@ class PciFunction(Device):
         self._intx_level = False
         self._has_intx = interrupt_pin is not InterruptPin.NONE
         self.config = ConfigSpace(identity, size=config_size, interrupt_pin=interrupt_pin)
+        self.msi = Msi(msi_vectors, self.config, self._deliver_msi) if msi_vectors else None
         self.msix: Msix | None = None
         all_bars = dict(bars)
         if msix is not None:
@@ -100,7 +103,7 @@ class PciFunction(Device):
     def _describe_irqs(self) -> tuple[Irq, ...]:
         return (
             Irq(PciIrq.INTX.name, int(self._has_intx), maskable=self._has_intx, automasked=self._has_intx),
-            Irq(PciIrq.MSI.name),
+            Irq(PciIrq.MSI.name, self.msi.vectors if self.msi else 0),
             Irq(PciIrq.MSIX.name, self.msix.vectors if self.msix else 0),
             # Clients enable these two on every PCI device, and complain where they do not exist.
             Irq(PciIrq.ERR.name, 1),
@@ -172,10 +175,16 @@ class PciFunction(Device):
         if self.msix is not None:
             self.msix.trigger(vector)
 
+    def raise_msi(self, vector: int) -> None:
+        """Raise an MSI vector; nothing happens while MSI is off."""
+        if self.msi is not None:
+            self.msi.trigger(vector)
+
     def set_intx(self, level: bool) -> None:
         """Drive INTA#: the status register shows the level, each call with True interrupts unless disabled.
 
-        The client masks the interrupt when it arrives, and unmasks it when its driver has dealt with it.
+        While MSI or MSI-X is on, the line is silent. The client masks the interrupt when it arrives, and unmasks it
+        when its driver has dealt with it.
         """
         self._intx_level = level
         status = self.config.get(ConfigRegister.STATUS, 2) & ~Status.INTERRUPT
@@ -202,10 +211,18 @@ class PciFunction(Device):
             self.bus_master_changed()
 
     def _deliver_intx(self) -> None:
-        if not self._has_intx or self._host is None or (self.msix is not None and self.msix.enabled):
+        if not self._has_intx or self._host is None or self._interrupts_by_message:
             return
         if not self.config.get(ConfigRegister.COMMAND, 2) & Command.INTX_DISABLE:
             self._host.trigger(PciIrq.INTX, 0)
+
+    @property
+    def _interrupts_by_message(self) -> bool:
+        return any(kind is not None and kind.enabled for kind in (self.msi, self.msix))
+
+    def _deliver_msi(self, vector: int) -> None:
+        if self._host is not None:
+            self._host.trigger(PciIrq.MSI, vector)
 
     def _deliver_msix(self, vector: int) -> None:
         if self._host is not None:

@@ -14,15 +14,16 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 _BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (?P<title>.+)$", re.MULTILINE)
-_FILE = re.compile(r"`(?P<path>[\w./-]+)`:\n\n\Z")
+_FILE = re.compile(r"(?P<part>From )?`(?P<path>[\w./-]+)`:\n\n\Z")
 
 
 class Block(NamedTuple):
-    """A fenced block; ``path`` is the file that it says it shows."""
+    """A fenced block; ``path`` is the file that it says it shows, or shows lines of if it is a ``part``."""
 
     language: str
     text: str
     path: str | None
+    part: bool
 
 
 def blocks(document: Path) -> list[Block]:
@@ -30,7 +31,8 @@ def blocks(document: Path) -> list[Block]:
     found = []
     for match in _BLOCK.finditer(text):
         named = _FILE.search(text[: match.start()])
-        found.append(Block(match["language"], match["text"], named["path"] if named else None))
+        path, part = (named["path"], bool(named["part"])) if named else (None, False)
+        found.append(Block(match["language"], match["text"], path, part))
     return found
 
 

@@ -18,7 +18,9 @@ from tests.docs.documents import DOCUMENTS, ROOT, anchors, blocks, links, shell_
 LINKS = [(document, target) for document in DOCUMENTS for target in links(document)]
 RELATIVE = [(document, target) for document, target in LINKS if "://" not in target]
 COMMANDS = [(document, words) for document in DOCUMENTS for words in shell_commands(document)]
-SHOWN = [(block.path, block.text) for document in DOCUMENTS for block in blocks(document) if block.path]
+BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
+SHOWN = [(block.path, block.text) for block in BLOCKS if block.path and not block.part]
+PARTS_SHOWN = [(block.path, block.text) for block in BLOCKS if block.path and block.part]
 README = ROOT / "README.md"
 WRITING_A_DEVICE = ROOT / "docs" / "writing-a-device.md"
 
@@ -43,6 +45,7 @@ def test_the_documents_have_links_and_commands_to_check() -> None:
     assert len(RELATIVE) > 10
     assert len(commands_of("vgpud")) >= 3
     assert len(SHOWN) == 3
+    assert len(PARTS_SHOWN) == 8
 
 
 @pytest.mark.parametrize("words", commands_of("vgpud"), ids=" ".join)
@@ -81,16 +84,22 @@ def test_the_options_for_qemu_fit_together(words: list[str]) -> None:
 
 
 def test_qemu_connects_to_where_the_readme_lets_the_server_listen() -> None:
-    (serve,) = [words for words in commands_of("vgpud") if words[0] == "serve"]
+    commands = [words[1:] for document, words in COMMANDS if document == README and words[0] == "vgpud"]
+    (serve,) = [words for words in commands if words[0] == "serve"]
     listening = build_parser().parse_args(serve)
     assert str(listening.socket_path) in README.read_text().split("qemu-system-x86_64")[1]
-    for words in commands_of("vgpud"):
+    for words in commands:
         assert build_parser().parse_args(words).control == listening.control
 
 
 @pytest.mark.parametrize(("path", "text"), SHOWN, ids=[path for path, _ in SHOWN])
 def test_a_document_shows_a_file_as_it_is(path: str, text: str) -> None:
     assert text == (ROOT / path).read_text()
+
+
+@pytest.mark.parametrize(("path", "text"), PARTS_SHOWN)
+def test_a_document_shows_a_part_of_a_file_as_it_is(path: str, text: str) -> None:
+    assert f"\n{text}" in (ROOT / path).read_text()
 
 
 def test_the_three_lines_of_a_host_work() -> None:

@@ -84,4 +84,7 @@ async def export_frames(reader: TraceReader, number: int, scanout: int, sink: Fr
         raise TraceError(f"there is no scanout {scanout}: {device.name} has {len(device.display.scanouts)}")
     hosted = host(device, NATIVE)
     watcher = Watcher(hosted, device.display, scanout, sink)
-    return await replay(session, hosted, when_done=watcher.look)
+    try:
+        return await replay(session, hosted, when_done=watcher.look)
+    finally:
+        device.close()

@@ -6,6 +6,7 @@ import argparse
 import functools
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import trio
@@ -36,13 +37,16 @@ def run_replay(arguments: argparse.Namespace) -> int:
     comparison = Comparison([Mask.parse(text) for text in arguments.mask])
     options = ReplayOptions(arguments.timeout, original_timing=arguments.timing == "original")
     same = True
-    with TraceReader(arguments.file) as reader:
+    with ExitStack() as stack:
+        reader = stack.enter_context(TraceReader(arguments.file))
         numbers = session_numbers(reader, arguments.session)
         sessions = [RecordedSession(reader, number) for number in numbers]
         try:
             server = _server(arguments, sessions[0])
         except (OptionError, TransportUnavailable) as error:
             return fail(error)
+        if isinstance(server, Hosted):
+            stack.callback(server.engine.device.close)
         for session in sessions:
             if len(sessions) > 1:
                 sys.stdout.write(f"session {session.number}:\n")

@@ -39,7 +39,7 @@ class Hosted:
 
 
 def host(device: Device, transport: Transport) -> Hosted:
-    """Host ``device`` for replays."""
+    """Host ``device`` for replays; it stays the caller's."""
     return Hosted(Engine(device), transport)
 
 

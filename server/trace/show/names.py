@@ -70,9 +70,11 @@ def printable(text: str) -> str:
 
 def _registers_of(device: str) -> RegisterOf:
     try:
-        return create_device(MODELS, device).register_name
+        model = create_device(MODELS, device)
     except OptionError:
         return _config_register
+    model.close()  # its registers have their names all the same
+    return model.register_name
 
 
 def _config_register(index: int, offset: int) -> str | None:
