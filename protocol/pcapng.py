@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
-from typing import Final, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from protocol.wire import Buffer
 
@@ -19,16 +19,20 @@ LINKTYPE_USER0: Final = 147
 LINKTYPE_USER1: Final = 148
 MAX_BLOCK: Final = 17 << 20
 """Bytes of the longest block that is read: a message of 16 MiB, and what is around it."""
+MAX_INTERFACES: Final = 1 << 16
+"""Interfaces of a section that are read: what is kept of a file must not grow with it."""
 NANOSECONDS: Final = 9
 """What if_tsresol says of the timestamps that are written: negative powers of ten."""
 UNKNOWN_LENGTH: Final = (1 << 64) - 1
 
 _BYTE_ORDER_MAGIC: Final = 0x1A2B3C4D
+_MAJOR: Final = 1
 _MICROSECONDS: Final = 6
 _POWER_OF_TWO: Final = 0x80
 _MAX_RESOLUTION: Final = 63
 _INTERFACES: Final = 2
 _NS_PER_SECOND: Final = 10**9
+_OFFSET_SIZE: Final = 8
 
 
 class BlockType(IntEnum):
@@ -48,6 +52,7 @@ class Option(IntEnum):
     PACKET_FLAGS = 2
     SECTION_APPLICATION = 4
     INTERFACE_TIMESTAMP_RESOLUTION = 9
+    INTERFACE_TIMESTAMP_OFFSET = 14
 
 
 class Direction(IntEnum):
@@ -99,6 +104,22 @@ class Packet:
 
 Block: TypeAlias = Section | Interface | Packet
 
+
+class _Clock(NamedTuple):
+    """What the timestamps of an interface are: if_tsresol and if_tsoffset (section 4.2)."""
+
+    resolution: int
+    offset: int = 0
+    """Seconds."""
+
+    def nanoseconds(self, ticks: int) -> int:
+        if self.resolution & _POWER_OF_TWO:
+            since = ticks * _NS_PER_SECOND >> (self.resolution & ~_POWER_OF_TWO)
+        else:
+            since = ticks * _NS_PER_SECOND // 10**self.resolution
+        return since + self.offset * _NS_PER_SECOND
+
+
 _U32 = Struct("<I")
 _OPTION = Struct("<HH")
 _PREAMBLE = Struct("<II")
@@ -113,7 +134,7 @@ _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 def section(application: str) -> bytes:
     """The block that begins a section of unknown length, written by ``application``."""
-    body = _SECTION.pack(_BYTE_ORDER_MAGIC, 1, 0, UNKNOWN_LENGTH)
+    body = _SECTION.pack(_BYTE_ORDER_MAGIC, _MAJOR, 0, UNKNOWN_LENGTH)
     return _block(BlockType.SECTION, body + _option(Option.SECTION_APPLICATION, application.encode()) + _END)
 
 
@@ -168,14 +189,14 @@ class Parser:
         """Where the next block begins in the file."""
         self._buffer = bytearray()
         self._order = ""
-        self._resolutions: list[int] = []
+        self._clocks: list[_Clock] = []
 
     @classmethod
     def inside(cls, offset: int) -> Parser:
         """Start at a packet that is ``offset`` bytes into a file that :func:`section` and so on have made."""
         parser = cls(offset)
         parser._order = "<"
-        parser._resolutions = [NANOSECONDS] * _INTERFACES
+        parser._clocks = [_Clock(NANOSECONDS)] * _INTERFACES
         return parser
 
     @property
@@ -217,7 +238,7 @@ class Parser:
             self._order = orders.get(bytes(magic), "")
             if not self._order:
                 raise self._error("a section without a byte order")
-            self._resolutions = []
+            self._clocks = []
         elif not self._order:
             raise PcapngError("this is not a pcapng file")
         size: int = Struct(self._order + "I").unpack_from(self._buffer, start + 4)[0]
@@ -229,11 +250,12 @@ class Parser:
 
     def _parse(self, block: memoryview) -> Block | None:
         order = self._order
-        kind, size = Struct(order + "II").unpack_from(block)
-        if Struct(order + "I").unpack_from(block, size - 4)[0] != size:
-            raise self._error("a block whose two lengths differ")
         body = block[_PREAMBLE.size : -_U32.size]
+        # Nothing may view the buffer when this is left by an error, or the buffer could not shrink.
         try:
+            kind, size = Struct(order + "II").unpack_from(block)
+            if Struct(order + "I").unpack_from(block, size - 4)[0] != size:
+                raise self._error("a block whose two lengths differ")
             if kind == BlockType.SECTION:
                 return self._section(body)
             if kind == BlockType.INTERFACE:
@@ -248,49 +270,57 @@ class Parser:
     def _section(self, body: memoryview) -> Section:
         if len(body) < _SECTION.size:
             raise self._error("a section header that is too short")
-        options = self._options(body[_SECTION.size :])
+        (major,) = Struct(self._order + "4xH").unpack_from(body)
+        if major != _MAJOR:
+            raise self._error(f"a section of version {major} of the format")
+        options = self._options(body, _SECTION.size)
         return Section(self.offset, _text(options.get(Option.SECTION_APPLICATION, b"")))
 
     def _interface(self, body: memoryview) -> Interface:
         if len(body) < _INTERFACE.size:
             raise self._error("an interface description that is too short")
+        if len(self._clocks) >= MAX_INTERFACES:
+            raise self._error(f"more than {MAX_INTERFACES} interfaces")
         (link_type,) = Struct(self._order + "H").unpack_from(body)
-        options = self._options(body[_INTERFACE.size :])
+        options = self._options(body, _INTERFACE.size)
         resolution = options.get(Option.INTERFACE_TIMESTAMP_RESOLUTION, bytes([_MICROSECONDS]))
         if len(resolution) != 1 or resolution[0] & ~_POWER_OF_TWO > _MAX_RESOLUTION:
             raise self._error("an unknown resolution of timestamps")
-        self._resolutions.append(resolution[0])
+        offset = options.get(Option.INTERFACE_TIMESTAMP_OFFSET, bytes(_OFFSET_SIZE))
+        if len(offset) != _OFFSET_SIZE:
+            raise self._error(f"an offset of timestamps of {len(offset)} bytes")
+        self._clocks.append(_Clock(resolution[0], int.from_bytes(offset, self._byteorder, signed=True)))
         return Interface(self.offset, link_type, _text(options.get(Option.INTERFACE_NAME, b"")))
 
     def _packet(self, body: memoryview) -> Packet:
         if len(body) < _PACKET.size:
             raise self._error("a packet that is too short")
         number, high, low, captured, length = Struct(self._order + "IIIII").unpack_from(body)
-        if number >= len(self._resolutions):
+        if number >= len(self._clocks):
             raise self._error(f"a packet of interface {number}, which is not described")
         end = _PACKET.size + captured
         if end > len(body):
             raise self._error(f"a packet of {captured} bytes in a shorter block")
-        options = self._options(body[min(end + (-captured & 3), len(body)) :])
-        flags = int.from_bytes(
-            options.get(Option.PACKET_FLAGS, b""), "little" if self._order == "<" else "big"
-        )
-        direction = flags & 3
+        options = self._options(body, end + (-captured & 3))
+        direction = int.from_bytes(options.get(Option.PACKET_FLAGS, b""), self._byteorder) & 3
         return Packet(
             self.offset,
             number,
-            _nanoseconds(high << 32 | low, self._resolutions[number]),
+            self._clocks[number].nanoseconds(high << 32 | low),
             bytes(body[_PACKET.size : end]),
             Direction(direction) if direction in _FLAGS else Direction.UNKNOWN,
             _text(options.get(Option.COMMENT, b"")),
             captured == length,
         )
 
-    def _options(self, data: memoryview) -> dict[int, bytes]:
-        """The first of each code."""
+    @property
+    def _byteorder(self) -> Literal["little", "big"]:
+        return "little" if self._order == "<" else "big"
+
+    def _options(self, data: memoryview, at: int) -> dict[int, bytes]:
+        """From ``at`` on, the first of each code."""
         layout = Struct(self._order + "HH")
         options: dict[int, bytes] = {}
-        at = 0
         while len(data) - at >= layout.size:
             code, size = layout.unpack_from(data, at)
             at += layout.size
@@ -304,13 +334,6 @@ class Parser:
 
     def _error(self, what: str) -> PcapngError:
         return PcapngError(f"damaged at byte {self.offset}: {what}")
-
-
-def _nanoseconds(ticks: int, resolution: int) -> int:
-    if resolution & _POWER_OF_TWO:
-        return ticks * _NS_PER_SECOND >> (resolution & ~_POWER_OF_TWO)
-    units: int = 10**resolution
-    return ticks * _NS_PER_SECOND // units
 
 
 def _text(value: bytes) -> str:

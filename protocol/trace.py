@@ -109,7 +109,9 @@ class SessionInfo:
             kind = bool if field.type == "bool" else str
             one = value.get(field.name, kind())
             if not isinstance(one, kind):
-                raise TraceError(f"the session's {field.name} is {one!r}")
+                raise TraceError(
+                    f"the session's {field.name} is a {type(one).__name__}, not a {kind.__name__}"
+                )
             known[field.name] = one
         return cls(**known)
 

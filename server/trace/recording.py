@@ -28,6 +28,11 @@ class Recording:
         self._info = info
         self._active: Recorder | None = None
 
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the trace so far, also of its files that are gone."""
+        return self._ring.bytes_written
+
     def make_socket(self, client: socket.socket, max_fds: int, max_data: int) -> RecordingSocket:
         """Take a connected client over, for a session of its own; messages have ``max_data`` bytes of data."""
         return RecordingSocket(client, max_fds, Recorder(self._ring, self._info), max_data)

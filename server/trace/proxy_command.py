@@ -1,0 +1,77 @@
+"""``vgpud trace record``: from the command line to a running proxy, and its end."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import signal
+import socket
+from contextlib import ExitStack
+
+import structlog
+import trio
+
+from server import log as logging
+from server.exit_status import fail
+from server.notify import notify_ready
+from server.socket_path import SocketPathError, listen_at
+from server.trace.proxy import serve_proxy
+from server.trace.ring import TraceRing, parse_limit
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def run_record(arguments: argparse.Namespace) -> int:
+    """Record until a signal says stop; returns the exit status. Raises OSError where the trace cannot be written."""
+    logging.configure(arguments.log_format)
+    try:
+        limit = parse_limit(arguments.trace_limit)
+    except ValueError as error:
+        return fail(error)
+    if arguments.listen.absolute() == arguments.connect.absolute():
+        return fail(
+            f"{arguments.listen}: give the server's socket to --connect, and another path to --listen"
+        )
+    try:
+        with ExitStack() as stack:
+            listener = stack.enter_context(listen_at(arguments.listen))
+            ring = TraceRing(arguments.file, limit)
+            stack.callback(ring.close)
+            _permit_many_fds()
+            trio.run(_main, listener, ring, arguments)
+    except SocketPathError as error:
+        return fail(error)
+    return 0
+
+
+async def _main(listener: socket.socket, ring: TraceRing, arguments: argparse.Namespace) -> None:
+    log = structlog.get_logger()
+    file = str(arguments.file)
+    ring.when_failed = lambda error: log.warning("trace_stopped", file=file, reason=error.strerror)
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+            nursery.start_soon(_serve, listener, ring, arguments, nursery.cancel_scope)
+            log.info(
+                "listening",
+                socket=str(arguments.listen),
+                server=str(arguments.connect),
+                trace=file,
+                full=arguments.full,
+            )
+            notify_ready()
+            async for number in signals:
+                log.info("stopping", signal=signal.Signals(number).name)
+                nursery.cancel_scope.cancel()
+
+
+async def _serve(
+    listener: socket.socket, ring: TraceRing, arguments: argparse.Namespace, end: trio.CancelScope
+) -> None:
+    await serve_proxy(listener, arguments.connect, ring, full=arguments.full, once=arguments.once)
+    end.cancel()
+
+
+def _permit_many_fds() -> None:
+    """An interrupt vector takes two eventfds where they pass through here, and MSI-X has up to 2048 vectors."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
