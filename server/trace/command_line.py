@@ -174,7 +174,7 @@ def _guarded(run: Run, arguments: argparse.Namespace) -> int:
 
 
 def _record(arguments: argparse.Namespace) -> int:
-    from server.trace.proxy_command import run_record  # noqa: PLC0415
+    from server.trace.proxy.command import run_record  # noqa: PLC0415
 
     return _guarded(run_record, arguments)
 

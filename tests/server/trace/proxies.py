@@ -16,7 +16,7 @@ from protocol import HEADER_SIZE, Capabilities, Command, TwinSocket, Version, en
 from protocol.pcapng import Direction
 from protocol.trace import Event
 from server.socket_path import listen_at
-from server.trace.proxy import serve_proxy
+from server.trace.proxy.proxy import serve_proxy
 from server.trace.reader import Traced, TracedEvents, TracedMessage, TracedSession, TraceReader
 from server.trace.ring import TraceRing
 from tests.server.transports.raw import RawClient, raw_client

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from server.trace import client_file
-from server.trace.client_file import ClientFile, ClientFiles
+from server.trace.proxy import client_file
+from server.trace.proxy.client_file import ClientFile, ClientFiles
 from tests.server.register_device import PAGE
 from tests.server.running import mappings, open_fds
 

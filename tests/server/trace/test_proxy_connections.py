@@ -26,7 +26,7 @@ from protocol import (
 )
 from server.client import open_client
 from server.socket_path import listen_at
-from server.trace.proxy import serve_proxy
+from server.trace.proxy.proxy import serve_proxy
 from server.trace.ring import TraceRing
 from tests.server.register_device import BAR0, PAGE, RegisterDevice
 from tests.server.running import open_fds, running_server

@@ -33,7 +33,7 @@ from protocol import (
     encode_request,
 )
 from server.client import open_client
-from server.trace.pump import MAX_BACKLOG
+from server.trace.proxy.pump import MAX_BACKLOG
 from tests.server.register_device import BAR0, MSIX, PAGE, RegisterDevice
 from tests.server.running import open_fds, running_server
 from tests.server.trace.proxies import Pair, open_twin, proxied_pair, running_proxy, send_at_once

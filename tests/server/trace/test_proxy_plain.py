@@ -34,7 +34,7 @@ from protocol import (
 from server.client import open_client
 from server.fds import ReceivedFds
 from server.trace.fd_facts import fd_facts
-from server.trace.tap import MAX_DATA
+from server.trace.proxy.tap import MAX_DATA
 from tests.server.register_device import BAR0, BAR3, MSIX, PAGE, RegisterDevice
 from tests.server.running import open_fds, running_server
 from tests.server.trace.proxies import (

@@ -54,15 +54,15 @@ from protocol import (
 from protocol.pcapng import Direction
 from protocol.wire import U32_MAX, Buffer
 from server.fds import ReceivedFds
-from server.trace.client_memory import WithheldMemory, read_parts, write_parts
 from server.trace.fd_facts import message_facts
-from server.trace.pump import Outlet
+from server.trace.proxy.client_memory import WithheldMemory, read_parts, write_parts
+from server.trace.proxy.pump import Outlet
+from server.trace.proxy.relayed_interrupts import RelayedInterrupts
+from server.trace.proxy.spliced_twin import SplicedTwin, splice_twin
+from server.trace.proxy.tap import MAX_DATA
+from server.trace.proxy.unanswered import Unanswered
 from server.trace.recorder import Recorder
 from server.trace.recording import whole
-from server.trace.relayed_interrupts import RelayedInterrupts
-from server.trace.spliced_twin import SplicedTwin, splice_twin
-from server.trace.tap import MAX_DATA
-from server.trace.unanswered import Unanswered
 
 WHOLE_REGION_INFO = 8192
 """Bytes that a server gets for a region info, so that it is whole whatever the client has room for."""

@@ -20,11 +20,11 @@ from protocol import ProtocolError
 from protocol.trace import SessionInfo
 from server.log import RepeatLimit
 from server.native.message_socket import MessageSocket
-from server.trace.full_relay import MAX_FDS, FullRelay
+from server.trace.proxy.full_relay import MAX_FDS, FullRelay
+from server.trace.proxy.tap import MAX_PASSED_FDS, SessionRecorder
+from server.trace.proxy.transparent_relay import TransparentRelay
 from server.trace.recording import keep_flushing
 from server.trace.ring import TraceRing
-from server.trace.tap import MAX_PASSED_FDS, SessionRecorder
-from server.trace.transparent_relay import TransparentRelay
 
 RECORDER = "vgpud trace record"
 ACCEPT_RETRY_SECONDS = 0.1
@@ -41,7 +41,7 @@ async def serve_proxy(
     """Connect each client of ``listener`` to the server that listens at ``server``, and record to ``ring``.
 
     Goes on until cancelled; with ``once``, until the first client has left that was attached and said something.
-    ``full``: make every access to memory a message, see :mod:`server.trace.full_visibility`.
+    ``full``: make every access to memory a message, see :mod:`server.trace.proxy.full_visibility`.
     """
     listener.setblocking(False)
     accepting = trio.socket.from_stdlib_socket(listener)

@@ -12,11 +12,11 @@ from devices.contract import Log
 from protocol import DEFAULT_MAX_FDS, Decoder, Message, ProtocolError, encode_error, max_message_size
 from server.fds import ReceivedFds
 from server.native.message_socket import MessageSocket
-from server.trace.full_visibility import FullVisibility, Lane
-from server.trace.pump import Outlet, first_to_end, pass_on_end, receive
+from server.trace.proxy.full_visibility import FullVisibility, Lane
+from server.trace.proxy.pump import Outlet, first_to_end, pass_on_end, receive
+from server.trace.proxy.spliced_twin import SplicedTwin
+from server.trace.proxy.tap import MAX_DATA
 from server.trace.recorder import Recorder
-from server.trace.spliced_twin import SplicedTwin
-from server.trace.tap import MAX_DATA
 
 MAX_FDS = DEFAULT_MAX_FDS
 """Fds in one message."""

@@ -15,7 +15,7 @@ from server import log as logging
 from server.exit_status import fail
 from server.notify import notify_ready
 from server.socket_path import SocketPathError, listen_at
-from server.trace.proxy import serve_proxy
+from server.trace.proxy.proxy import serve_proxy
 from server.trace.ring import TraceRing, parse_limit
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -14,10 +14,10 @@ from protocol import HEADER_SIZE, Command, Header
 from protocol.pcapng import Direction
 from server.fds import ReceivedFds
 from server.native.message_socket import MessageSocket
-from server.trace.pump import Outlet, Pump, first_to_end, pass_on_end, receive
+from server.trace.proxy.pump import Outlet, Pump, first_to_end, pass_on_end, receive
+from server.trace.proxy.spliced_twin import SplicedTwin, splice_twin
+from server.trace.proxy.tap import MAX_PASSED_FDS, Tap
 from server.trace.recorder import Recorder
-from server.trace.spliced_twin import SplicedTwin, splice_twin
-from server.trace.tap import MAX_PASSED_FDS, Tap
 
 MAX_VERSION = 64 << 10
 """Bytes of the longest reply to VERSION that is looked at."""

@@ -11,7 +11,7 @@ import trio
 
 from server.fds import ReceivedFds
 from server.native.message_socket import MessageSocket
-from server.trace.tap import Tap
+from server.trace.proxy.tap import Tap
 
 MAX_BACKLOG = 4 << 20
 """Bytes of answers that wait for a side which asks and does not read."""

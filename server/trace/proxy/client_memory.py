@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from protocol import DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags
 from server.dma.sorted_map import SortedMap
-from server.trace.client_file import ClientFile, ClientFiles
+from server.trace.proxy.client_file import ClientFile, ClientFiles
 
 MAX_REGIONS = 1 << 17
 """Regions of one client; a server of ours takes half as many."""
