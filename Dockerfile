@@ -40,7 +40,7 @@ RUN python3 -m venv /tools \
     && python3 -m venv --without-pip /opt/vgpud \
     && /tools/bin/python -m pip wheel --quiet --no-cache-dir --no-deps --wheel-dir /wheels . \
     && /tools/bin/python -m pip --python /opt/vgpud/bin/python install --quiet --no-cache-dir --no-compile \
-        /wheels/*.whl \
+        "$(echo /wheels/*.whl)[metrics]" \
     && /opt/vgpud/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/vgpud/lib
 
 FROM ${BASE_IMAGE}

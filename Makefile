@@ -46,7 +46,8 @@ system-packages:
 	@scripts/install-missing.sh pkg-config
 	@scripts/install-missing.sh gcc /usr/include/stdio.h=libc6-dev meson ninja=ninja-build \
 		json-c.pc=libjson-c-dev xz=xz-utils edid-decode \
-		buildah mmdebstrap setpriv=util-linux unshare=util-linux tshark
+		buildah mmdebstrap setpriv=util-linux unshare=util-linux tshark systemd-analyze=systemd \
+		virt-xml-validate=libvirt-clients xmllint=libxml2-utils
 
 libvfio-user: venv system-packages
 	@PYTHON=$(BIN)/python scripts/build-libvfio-user.sh

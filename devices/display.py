@@ -54,7 +54,10 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class ScanoutInfo:
-    """One screen: the mode that the device prefers, and what the guest shows there (0 by 0 if nothing)."""
+    """One screen: the mode that the device prefers, and what the guest shows there (0 by 0 if nothing).
+
+    ``flips`` and ``flushes`` count since the device was made: pictures that the guest put there, and changes to one.
+    """
 
     index: int
     connected: bool
@@ -64,6 +67,8 @@ class ScanoutInfo:
     height: int
     x: int = 0
     y: int = 0
+    flips: int = 0
+    flushes: int = 0
 
 
 class NothingOnScanout(LookupError):  # noqa: N818 - a state of the screen, not a fault
@@ -83,8 +88,10 @@ class Display(Protocol):
         Raises :class:`NothingOnScanout` where the guest shows nothing, IndexError where there is no such scanout.
         """
 
-    def set_mode(self, scanout: int, width: int, height: int, *, connected: bool = True) -> None:
+    def set_mode(self, scanout: int, width: int, height: int, *, connected: bool = True) -> None:  # noqa: ARG002 - optional
         """Change what the screen prefers, and tell the guest (a display change event).
 
-        Raises IndexError where there is no such scanout, ValueError for a mode the device cannot have.
+        Optional: a device that does not override this has screens that cannot be changed. Raises IndexError where
+        there is no such scanout, ValueError for a mode the device cannot have; the text is one line for the user.
         """
+        raise ValueError("the screens of this device cannot be changed")

@@ -9,7 +9,12 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from server.display.command_line import add_display
 from server.exit_status import fail
+from server.hotplug.command_line import add_attach, add_detach
+from server.instances.command_line import add_instances
+from server.launch.command_line import add_run
+from server.libvirt.command_line import add_libvirt_xml
 from server.log import FORMATS, LEVELS
 from server.trace.command_line import add_trace
 
@@ -101,8 +106,17 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="what speaks vfio-user: this project's own engine, which auto chooses, or libvfio-user "
         "(default: %(default)s)",
     )
+    parser.add_argument(
+        "--once", action="store_true", help="end when the first client has left; else serve one after another"
+    )
     _add_dma_options(parser.add_argument_group("guest memory"))
-    parser.add_argument("--control", type=Path, metavar="PATH", help="socket for status and screenshots")
+    parser.add_argument("--control", type=Path, metavar="PATH", help="socket for status and screens")
+    parser.add_argument(
+        "--metrics",
+        metavar="ADDRESS",
+        help="serve /metrics to Prometheus at [HOST:]PORT, on the loopback address unless told otherwise, or at "
+        "unix:PATH",
+    )
     parser.add_argument("--trace", type=Path, metavar="FILE", help="record every session; see 'vgpud trace'")
     parser.add_argument(
         "--trace-limit",
@@ -176,6 +190,12 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true")
     status.set_defaults(handler=_status)
 
+    add_display(commands)
+    add_libvirt_xml(commands)
+    add_run(commands)
+    add_attach(commands)
+    add_detach(commands)
+    add_instances(commands)
     add_trace(commands)
 
     devices = commands.add_parser("devices", help="list the device models and their options")
@@ -192,3 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return handler(arguments)
     except KeyboardInterrupt:
         return fail("interrupted")
+
+
+def serve_main() -> int:
+    """``vgpud serve`` as a program of its own, which is what discovery files name; ``vfio-user-gpu``."""
+    return main(["serve", *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""The control socket of a running server: status and screenshots, for ``vgpud status`` and ``vgpud screenshot``."""
+"""The control socket of a running server, for ``vgpud status``, ``vgpud screenshot`` and ``vgpud display``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import trio
 
 from devices.display import NothingOnScanout
 from server.control_protocol import MAX_LINE, ControlError, decode_line, encode_frame, encode_line
+from server.display.control import serve_display
 from server.engine import Engine
 
 MAX_CLIENTS = 16
@@ -39,7 +40,11 @@ async def _screenshot(engine: Engine, request: dict[str, Any]) -> Answer:
     return encode_frame(frame)
 
 
-COMMANDS: dict[str, Command] = {"status": _status, "screenshot": _screenshot}
+async def _display(engine: Engine, request: dict[str, Any]) -> Answer:
+    return serve_display(engine, request), []
+
+
+COMMANDS: dict[str, Command] = {"status": _status, "screenshot": _screenshot, "display": _display}
 
 
 async def serve_control(listener: socket.socket, engine: Engine) -> None:

@@ -1,4 +1,4 @@
-"""The other end of the control socket: what ``vgpud status`` and ``vgpud screenshot`` use."""
+"""The other end of the control socket: what ``vgpud status``, ``vgpud screenshot`` and ``vgpud display`` use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import trio
 
-from devices.display import Frame
+from devices.display import Frame, ScanoutInfo
 from server.control_protocol import (
     MAX_LINE,
     ControlError,
@@ -17,6 +17,7 @@ from server.control_protocol import (
     encode_line,
     frame_block_sizes,
 )
+from server.display.protocol import DisplayChange, decode_scanouts
 
 TIMEOUT_SECONDS = 10
 """How long a server may take to answer."""
@@ -47,6 +48,13 @@ async def screenshot(control: Path, output: Path, scanout: int = 0) -> Frame:
     except OSError as error:
         raise ControlError(f"{output}: cannot be written: {error.strerror or error}") from error
     return frame
+
+
+async def display(control: Path, change: DisplayChange | None = None) -> list[ScanoutInfo]:
+    """The screens of the server at ``control``, after ``change`` where there is one. Raises ControlError."""
+    fields = {} if change is None else change.encode()
+    answer, _ = await _ask(control, {"command": "display", **fields})
+    return decode_scanouts(answer)
 
 
 async def _ask(control: Path, request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:

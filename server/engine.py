@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections import Counter
 from typing import Any, cast
 
 import trio
 
 from devices.contract import Device
-from devices.display import Frame
+from devices.display import Display, Frame
 from devices.work import run_to_completion
 from server.control_protocol import ControlError
+from server.metrics.durations import WorkTimings
+from server.metrics.session_totals import session_totals
 from server.session import Session
 
 ATTACH_SECONDS = 4.0
@@ -30,6 +33,10 @@ class Engine:
         self.device = device
         self.session: Session | None = None
         self.clients_served = 0
+        self.past: Counter[str] = Counter()
+        """What the sessions that are over have counted."""
+        self.timings: WorkTimings | None = None
+        """Where sessions time their work, if somebody wants to know."""
         self._attached = trio.Lock()
         self._captures: set[trio.Event] = set()
         self._started = time.monotonic()
@@ -49,18 +56,27 @@ class Engine:
         """``session`` is the one that uses the device now."""
         self.session = session
         self.clients_served += 1
+        session.work.timings = self.timings
 
     def detach(self) -> None:
         """The session is over: whoever waits for its work waits no longer."""
+        if self.session is not None:
+            self.past.update(session_totals(self.session))
         self.session = None
         for done in self._captures:
             done.set()
 
-    async def capture(self, scanout: int) -> Frame:
-        """What is on a scanout. Raises ControlError, NothingOnScanout, IndexError, GuestMemoryError."""
+    @property
+    def display(self) -> Display:
+        """The screens of the device. Raises ControlError where it has none."""
         display = self.device.display
         if display is None:
             raise ControlError(f"{self.device.name} has no screen")
+        return display
+
+    async def capture(self, scanout: int) -> Frame:
+        """What is on a scanout. Raises ControlError, NothingOnScanout, IndexError, GuestMemoryError."""
+        display = self.display
         session = self.session
         if session is None:
             return cast("Frame", run_to_completion(display.capture(scanout)))

@@ -6,11 +6,13 @@ import argparse
 import json
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 
 import structlog
 import trio
 
+from devices.contract import Device
 from devices.models import MODELS
 from devices.registry import OptionError, create_device, full_description
 from protocol.trace import SessionInfo
@@ -22,6 +24,8 @@ from server.dma.limits import pin_limits
 from server.engine import Engine
 from server.exit_status import fail
 from server.listener import serve_clients
+from server.metrics.listen import MetricsUnavailable
+from server.metrics.serving import MetricsServer, metrics_server
 from server.native.serve import ConnectionOptions
 from server.native.transport import TransportUnavailable
 from server.notify import notify_ready
@@ -33,8 +37,8 @@ from server.transports import choose_transport
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def run_serve(arguments: argparse.Namespace) -> int:
-    """Serve until a signal says stop; returns the exit status."""
+def run_serve(arguments: argparse.Namespace, prepare: Callable[[Device], None] = lambda _: None) -> int:
+    """Serve until a signal says stop; returns the exit status. ``prepare`` gets the device before any client does."""
     if arguments.print_capabilities:
         return _print_capabilities(arguments.device)
     if arguments.socket_path is None and arguments.fd is None:
@@ -42,6 +46,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
     logging.configure(arguments.log_format, arguments.log_level)
     try:
         device = create_device(MODELS, arguments.device)
+        prepare(device)
         limits = pin_limits(
             arguments.max_pinned,
             arguments.dma_retain,
@@ -60,8 +65,10 @@ def run_serve(arguments: argparse.Namespace) -> int:
             recording = _recording(arguments, trace_limit, transport.transport.name, stack)
             options = ConnectionOptions(limits, make_domain, transport.transport, recording)
             control = None if arguments.control is None else stack.enter_context(listen_at(arguments.control))
-            trio.run(_main, listener, control, Engine(device), options, transport.reason, arguments)
-    except (SocketPathError, DmaDomainUnavailable, TraceUnavailable) as error:
+            engine = _EngineForOne(device) if arguments.once else Engine(device)
+            metrics = stack.enter_context(metrics_server(arguments.metrics, engine, options))
+            trio.run(_main, listener, control, metrics, engine, options, transport.reason, arguments)
+    except (SocketPathError, DmaDomainUnavailable, TraceUnavailable, MetricsUnavailable) as error:
         return fail(error)
     return 0
 
@@ -85,6 +92,18 @@ def _recording(
     return Recording(ring, SessionInfo("vgpud serve", device, transport, memory=True, interrupts=True))
 
 
+class _EngineForOne(Engine):
+    """Tells when a client has left that was attached."""
+
+    def __init__(self, device: Device) -> None:
+        super().__init__(device)
+        self.client_left = trio.Event()
+
+    def detach(self) -> None:
+        super().detach()
+        self.client_left.set()
+
+
 class TraceUnavailable(Exception):  # noqa: N818 - what the user reads
     """The trace cannot be written; the text is one line that names the fix."""
 
@@ -98,6 +117,7 @@ def _listener(arguments: argparse.Namespace) -> AbstractContextManager[socket.so
 async def _main(
     listener: socket.socket,
     control: socket.socket | None,
+    metrics: MetricsServer | None,
     engine: Engine,
     options: ConnectionOptions,
     why_transport: str,
@@ -108,6 +128,8 @@ async def _main(
         with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
             if control is not None:
                 nursery.start_soon(serve_control, control, engine)
+            if metrics is not None:
+                nursery.start_soon(metrics.serve)
             nursery.start_soon(serve_clients, listener, engine, options)
             log.info(
                 "listening",
@@ -119,11 +141,19 @@ async def _main(
                 max_pinned=options.limits.max_pinned,
                 dma_retain=options.limits.retain,
                 trace=None if arguments.trace is None else str(arguments.trace),
+                metrics=None if metrics is None else metrics.names,
             )
             notify_ready()
+            if isinstance(engine, _EngineForOne):
+                nursery.start_soon(_cancel_after, engine.client_left, nursery.cancel_scope)
             async for number in signals:
                 log.info("stopping", signal=signal.Signals(number).name)
                 nursery.cancel_scope.cancel()
+
+
+async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 def _print_capabilities(device: str) -> int:

@@ -109,6 +109,7 @@ class Session:
             for area in region.mmap_areas or (MmapArea(0, region.size),)
         }
         """Sizes of what a client may map of the device."""
+        self._shares_memory = False
         self._warned_of_unshared_memory = False
         try:
             device.connect(self)
@@ -161,10 +162,12 @@ class Session:
         fd = fds.take()
         self.memory.map(request.address, request.size, prot, fd, request.offset)
         self.counters.dma_maps += 1
-        # ROMs come without an fd too, but they are read-only; and so does what the client maps of this very device.
-        if (
-            fd is None
-            and prot & Prot.WRITE
+        if fd is not None:
+            self._shares_memory = True
+        # So come ROMs, which are read-only, what the client maps of this very device, and the memory of other devices.
+        elif (
+            prot & Prot.WRITE
+            and not self._shares_memory
             and request.size not in self._own_areas
             and not self._warned_of_unshared_memory
         ):

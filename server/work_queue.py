@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from devices.contract import GuestMemoryError, Log, Work
 from devices.work import Pause, ReadMessage, WriteMessage
+from server.metrics.durations import WorkTimings
 
 MessageRequest = ReadMessage | WriteMessage
 
@@ -32,6 +33,9 @@ class WorkQueue:
         self._error: GuestMemoryError | None = None
         self._waiting = False
         self._closed = False
+        self.timings: WorkTimings | None = None
+        """Told how long runs and messages take, if anybody."""
+        self._asked = 0
 
     @property
     def runnable(self) -> bool:
@@ -52,14 +56,19 @@ class WorkQueue:
 
     def run(self, budget_ns: int) -> None:
         """Run until nothing is runnable, or until ``budget_ns`` have passed at a pause."""
-        deadline = time.monotonic_ns() + budget_ns
+        if not self.runnable:
+            return
+        began = time.monotonic_ns()
+        deadline = began + budget_ns
         while not self._waiting:
             if self._current is None:
                 if not self._queue:
-                    return
+                    break
                 self._current = self._queue.popleft()
             if not self._step(self._current) or time.monotonic_ns() >= deadline:
-                return
+                break
+        if self.timings is not None:
+            self.timings.runs.observe(time.monotonic_ns() - began)
 
     def _step(self, work: Work) -> bool:
         answer, error = self._answer, self._error
@@ -81,17 +90,24 @@ class WorkQueue:
             )
             return True
         self._waiting = True
+        if self.timings is not None:
+            self._asked = time.monotonic_ns()
         self._send(request)
         return not self._waiting
 
     def resume(self, answer: bytes | None) -> None:
         """The client answered: ``answer`` is the data read, or None for a write. Runs at the next :meth:`run`."""
         self._answer = answer
-        self._waiting = False
+        self._answered()
 
     def fail(self, code: int, reason: str) -> None:
         """The client refused, or is gone: the work gets a :class:`GuestMemoryError` at the next :meth:`run`."""
         self._error = GuestMemoryError(code, reason)
+        self._answered()
+
+    def _answered(self) -> None:
+        if self.timings is not None and self._waiting:
+            self.timings.messages.observe(time.monotonic_ns() - self._asked)
         self._waiting = False
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from devices.pci.register_names import structure_names
 from devices.virtio.device import DescriptorChain, VirtioDevice
 from devices.virtio_gpu.control import CommandQueue
 from devices.virtio_gpu.cursor_commands import CursorCommands
+from devices.virtio_gpu.formats import BYTES_PER_PIXEL
 from devices.virtio_gpu.options import GpuOptions, check_mode
 from devices.virtio_gpu.protocol import (
     CONFIG,
@@ -149,6 +150,8 @@ class VirtioGpu(VirtioDevice, Display):
         """
         screen = self._screen(scanout)
         check_mode(width, height)
+        if width * height * BYTES_PER_PIXEL > self.options.max_hostmem:
+            raise ValueError(f"{width}x{height} does not fit in max_hostmem={self.options.max_hostmem}")
         screen.width, screen.height, screen.connected = width, height, connected
         self._events |= Event.DISPLAY
         if self._active and not self._gone:

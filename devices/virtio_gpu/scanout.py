@@ -106,7 +106,16 @@ class Scanout:
         """The screen as others see it."""
         rect = self.framebuffer.rect if self.framebuffer else Rect(0, 0, 0, 0)
         return ScanoutInfo(
-            self.index, self.connected, self.width, self.height, rect.width, rect.height, rect.x, rect.y
+            self.index,
+            self.connected,
+            self.width,
+            self.height,
+            rect.width,
+            rect.height,
+            rect.x,
+            rect.y,
+            self.flips,
+            self.flushes,
         )
 
     def show(self, framebuffer: Framebuffer | None) -> None:

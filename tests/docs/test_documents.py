@@ -53,7 +53,7 @@ def test_a_command_of_the_documents_is_one_of_the_program(words: list[str]) -> N
     assert callable(build_parser().parse_args(words).handler)
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"`vgpud ([a-z]+)", README.read_text()))))
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`vgpud ([a-z-]+)", README.read_text()))))
 def test_a_command_that_the_readme_names_exists(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         build_parser().parse_args([name, "--help"])

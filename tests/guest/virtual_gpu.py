@@ -20,7 +20,7 @@ from server.guest.run import Guest
 from server.guest.screen import has_colour_bars, settled
 
 PICTURE_SECONDS = 60.0
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 POLL_SECONDS = 0.02
 MODE = "1024x768"
 

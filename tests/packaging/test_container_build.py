@@ -87,7 +87,7 @@ def test_the_server_is_installed_into_a_virtual_environment_of_its_own(image: Im
 
 
 def test_nothing_but_the_shared_library_is_left_of_what_built_it(image: Image) -> None:
-    found = {path.relative_to(image.root) for path in image.root.rglob("*vfio-user*")}
+    found = {path.relative_to(image.root) for path in image.root.rglob("*vfio-user*.so*")}
     assert found == {Path("usr/local/lib/libvfio-user.so.0")}
     programs = {
         path.name for folder in ("usr/bin", "opt/vgpud/bin") for path in (image.root / folder).iterdir()

@@ -10,7 +10,7 @@ from struct import pack
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from protocol.trace import (
@@ -164,8 +164,10 @@ def test_contents_are_found_by_what_b2sum_says_of_128_bits(data: bytes, expected
     assert digest(data).hex() == expected
 
 
-@given(st.binary(max_size=5000) | st.binary(min_size=MAX_CONTENT, max_size=MAX_CONTENT))
-def test_a_content_is_read_as_it_was_written(data: bytes) -> None:
+@given(st.binary(max_size=5000), st.sampled_from([1, MAX_CONTENT // 5000]))
+@example(bytes(range(256)), MAX_CONTENT // 256)
+def test_a_content_is_read_as_it_was_written(pattern: bytes, times: int) -> None:
+    data = pattern * times
     payload = pack_content(digest(data), memoryview(data))
     assert unpack_content(rest_of(payload, RecordKind.CONTENT)) == Content(digest(data), data)
 

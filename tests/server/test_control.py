@@ -103,7 +103,7 @@ async def test_what_cannot_be_captured_is_one_line(server: Server) -> None:
         (b"\xff\xfe", "not a line of JSON"),
         (b"[1]", "not a JSON object"),
         (b"[" * 20000, "not a line of JSON"),
-        (b"{}", "unknown command None; there are screenshot, status"),
+        (b"{}", "unknown command None; there are display, screenshot, status"),
         (b'{"command":["status"]}', "unknown command"),
         (b'{"command":"screenshot","scanout":"0"}', "scanout takes a number"),
         (b'{"command":"screenshot","scanout":true}', "scanout takes a number"),

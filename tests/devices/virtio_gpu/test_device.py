@@ -104,6 +104,13 @@ def test_modes_that_no_screen_can_have_are_refused() -> None:
     assert guest.transport.config_changes == 0
 
 
+def test_a_mode_that_no_picture_of_the_guest_can_fill_is_refused() -> None:
+    guest = Guest(GpuOptions(width=640, height=480, max_hostmem=640 * 480 * 4))
+    with pytest.raises(ValueError, match="max_hostmem"):
+        guest.gpu.set_mode(0, 640, 481)
+    guest.gpu.set_mode(0, 480, 640)
+
+
 def busy_guest(*, shared: bool = True) -> Guest:
     """Screen 0 shows an image, screen 1 a blob; the cursor is on both."""
     guest = Guest(GpuOptions(scanouts=2), shared=shared)
@@ -315,6 +322,8 @@ def test_status_tells_what_each_screen_prefers_and_shows() -> None:
             "height": 200,
             "x": 0,
             "y": 0,
+            "flips": 1,
+            "flushes": 0,
         }
     ]
 

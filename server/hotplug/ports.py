@@ -1,0 +1,86 @@
+"""The hot-pluggable PCI ports of a guest, and which of them are free.
+
+query-pci does not tell: it shows nothing behind a bridge until the guest's firmware has given that a bus number.
+The object model knows the buses of all bridges, what is on them, and whether they may be plugged.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from server.hotplug import qom
+from server.hotplug.errors import HotplugError, one_line
+from server.hotplug.qmp import Qmp
+
+_EXPRESS = "pcie-slot"
+"""What root ports and the downstream ports of switches are."""
+_CONVENTIONAL = ("pci-bridge", "pcie-pci-bridge")
+_BUSES = ("PCIE", "PCI")
+_PLUGGED = "child["
+_DIGITS = re.compile(r"(\d+)")
+ADVICE = "start QEMU with -device pcie-root-port,id=gpu-port,chassis=1"
+"""What gives a guest a free port."""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """Where a device can be plugged in: the bus, and what is known of it."""
+
+    bus: str
+    is_express: bool
+    is_free: bool
+    may_be_plugged: bool
+
+
+async def find_ports(qmp: Qmp) -> list[Port]:
+    """All ports that the user gave the guest, those of PCI Express first, in the order of their names.
+
+    Raises HotplugError.
+    """
+    express = await qom.types(qmp, _EXPRESS)
+    conventional = set().union(*[await qom.types(qmp, kind) for kind in _CONVENTIONAL])
+    ports = []
+    for folder in (qom.PERIPHERAL, qom.PERIPHERAL_ANON):
+        for name, kind in (await qom.children(qmp, folder)).items():
+            if kind in express | conventional:
+                ports += await _ports_of(qmp, f"{folder}/{name}", kind in express)
+    return sorted(ports, key=lambda port: (not port.is_express, _natural(port.bus)))
+
+
+async def choose_bus(qmp: Qmp, wanted: str | None) -> str:
+    """The bus to plug a device in: ``wanted``, or that of the first free port. Raises HotplugError."""
+    ports = await find_ports(qmp)
+    free = [port.bus for port in ports if port.is_free and port.may_be_plugged]
+    if wanted is None:
+        if not free:
+            raise HotplugError(f"the guest has no free hot-pluggable port: {ADVICE}")
+        return free[0]
+    port = next((port for port in ports if port.bus == wanted), None)
+    if port is not None and not port.may_be_plugged:
+        raise HotplugError(f"--bus {wanted}: that port has hotplug=off; {_choice(free)}")
+    if port is not None and port.is_express and not port.is_free:
+        raise HotplugError(f"--bus {wanted}: there is a device already; {_choice(free)}")
+    return wanted  # whether there is such a bus, and it can be plugged, QEMU knows
+
+
+def _choice(free: list[str]) -> str:
+    return f"choose {one_line(', '.join(free))}" if free else ADVICE
+
+
+async def _ports_of(qmp: Qmp, path: str, is_express: bool) -> list[Port]:
+    known = await qom.properties(qmp, path)
+    may_be_plugged = "hotplug" not in known or await qom.value(qmp, path, "hotplug") is True
+    buses = [name for name, kind in (await qom.children(qmp, path)).items() if kind in _BUSES]
+    return [
+        Port(bus, is_express, not await _devices_on(qmp, f"{path}/{bus}"), may_be_plugged) for bus in buses
+    ]
+
+
+async def _devices_on(qmp: Qmp, path: str) -> list[str]:
+    return [name for name in await qom.properties(qmp, path) if name.startswith(_PLUGGED)]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts rp2 before rp10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(name)]

@@ -1,0 +1,156 @@
+"""Instances without systemd: a detached process each, which is found by the file that it has locked."""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import UUID
+
+from server.instances.definition import Definition
+from server.instances.errors import InstanceError
+from server.instances.pid_file import holder
+from server.instances.places import Places, make_private_folder
+
+START_SECONDS = 30.0
+STOP_SECONDS = 10.0
+"""How long a server may take to listen, and to end."""
+MAX_LOG = 16 << 20
+"""Bytes of a server's log: what would be more is lost, because clients can cause lines without end."""
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Direct:
+    """Starts and stops instances as processes of this user."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+
+    def defined(self, definition: Definition) -> None:
+        """Nothing to do: ``vgpud start --auto`` looks at the definitions."""
+
+    def undefined(self, uuid: UUID) -> None:
+        """Nothing to do."""
+
+    def start(self, definition: Definition) -> None:
+        """Start its server, and return when it listens. Raises InstanceError with the server's reason."""
+        uuid = definition.uuid
+        make_private_folder(self._places.folder(uuid))
+        log = self._places.log(uuid)
+        with _ready_socket() as (ready, address):
+            process = _spawn(self._places, uuid, log, address)
+            try:
+                _wait_until_ready(process, ready, log)
+            except BaseException:
+                process.kill()
+                process.wait()
+                raise
+        process.returncode = 0  # it is to outlive this process: nobody waits for it
+
+    def stop(self, uuid: UUID, *, force: bool) -> None:
+        """End its server with SIGTERM, or, if that does not help and ``force`` is set, with SIGKILL."""
+        pidfd = _open_process(self._places.pid_file(uuid))
+        if pidfd is None:
+            return
+        try:
+            _signal(pidfd, signal.SIGTERM)
+            if _wait_readable([pidfd], STOP_SECONDS):
+                return
+            if not force:
+                raise InstanceError(f"{uuid} did not end in {STOP_SECONDS:.0f} s; --force kills it")
+            _signal(pidfd, signal.SIGKILL)
+            _wait_readable([pidfd], STOP_SECONDS)
+        finally:
+            os.close(pidfd)
+
+
+@contextmanager
+def _ready_socket() -> Iterator[tuple[socket.socket, str]]:
+    """A socket for sd_notify(3), and its address."""
+    with (
+        TemporaryDirectory(prefix="vgpud-") as folder,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as ready,
+    ):
+        address = str(Path(folder) / "ready")
+        ready.bind(address)
+        yield ready, address
+
+
+def _spawn(places: Places, uuid: UUID, log: Path, ready: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-P", "-m", "server", "serve-instance", str(uuid)]
+    folders = ["--config-dir", str(places.definitions), "--runtime-dir", str(places.runtime)]
+    environment = {**os.environ, "NOTIFY_SOCKET": ready}
+    try:
+        output = os.open(log, _CREATE, 0o600)
+    except OSError as error:
+        raise InstanceError(f"{log}: {error.strerror}; remove it") from error
+    try:
+        process = subprocess.Popen(
+            [*command, *folders],
+            cwd="/",
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    finally:
+        os.close(output)
+    with suppress(ProcessLookupError):
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (MAX_LOG, MAX_LOG))
+    return process
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], ready: socket.socket, log: Path) -> None:
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        happened = _wait_readable([ready.fileno(), pidfd], START_SECONDS)
+    finally:
+        os.close(pidfd)
+    if ready.fileno() in happened:
+        return
+    if happened:
+        raise InstanceError(f"{_last_line(log) or 'the server ended without a word'}")
+    raise InstanceError(f"the server does not listen after {START_SECONDS:.0f} s; its log is {log}")
+
+
+def _wait_readable(fds: list[int], seconds: float) -> list[int]:
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return [fd for fd, _ in poll.poll(seconds * 1000)]
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()
+    return lines[-1].removeprefix("vgpud: ") if lines else ""
+
+
+def _open_process(pid_file: Path) -> int | None:
+    """A pidfd of the process that has the file locked, None if there is none.
+
+    The fd is opened before the second look: who has the lock then is whom the fd means, and not somebody who has got
+    the number of one that ended.
+    """
+    while (pid := holder(pid_file)) is not None:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        if holder(pid_file) == pid:
+            return pidfd
+        os.close(pidfd)
+    return None
+
+
+def _signal(pidfd: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, number)

@@ -1,0 +1,102 @@
+"""What cannot work is refused before anything is started, in one line that names the fix."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from server.guest.errors import GuestError
+from server.guest.qemu import CLIENT, OLDEST, inspect_qemu
+from server.launch.errors import LaunchError
+from server.launch.qemu_options import MACHINE, QemuCommand
+from server.launch.settings import is_on
+
+_DEFAULT_MACHINE = "pc"
+_MACHINES = re.compile(r"q35|pc|pc-q35-.+|pc-i440fx-.+")
+_EXPRESS = re.compile(r"q35|pc-q35-.+")
+_OTHER_TARGET = re.compile(r"qemu-system-(?!x86_64$|i386$)\w+")
+_HELP = ("help", "?")
+_ENCRYPTION = ("confidential-guest-support", "memory-encryption")
+_CONFIG_OF_MEMORY = re.compile(r"^\s*\[\s*(machine|memory|numa|object)\b", re.MULTILINE)
+_OPTION_OF_CONFIG = {"memory": "m"}
+
+_REFUSED = {
+    "incoming": "a guest with a virtual GPU cannot be migrated; start it afresh, without -incoming",
+    "loadvm": "a snapshot has no state of the virtual GPU; start the guest afresh, without -loadvm",
+    "only-migratable": "a guest with a virtual GPU cannot be migrated; leave -only-migratable out",
+    "daemonize": "QEMU and the GPU's server end together, so QEMU has to stay in the foreground; leave -daemonize out",
+}
+_IOMMUS = {"intel-iommu": "caching-mode", "amd-iommu": "dma-remap"}
+"""Emulated IOMMUs, and what has to be on for them to tell QEMU's VFIO devices what the guest maps."""
+
+
+def check_command(command: QemuCommand, *, root_ports: bool) -> None:
+    """Raise LaunchError for a command line that does not go together with the GPU."""
+    for name, reason in _REFUSED.items():
+        if command.has(name):
+            raise LaunchError(reason)
+    for path in command.values("readconfig"):
+        _check_config(path)
+    _check_machine(command, root_ports)
+    _check_iommus(command)
+
+
+def check_program(program: str) -> None:
+    """Raise LaunchError unless ``program`` is a QEMU for x86 with the vfio-user client."""
+    needed = f"{'.'.join(map(str, OLDEST))} or later with {CLIENT}"
+    if other := _OTHER_TARGET.fullmatch(Path(program).name):
+        raise LaunchError(f"{other[0]}: only guests for x86 can be started; give qemu-system-x86_64")
+    if shutil.which(program) is None:
+        raise LaunchError(f"{program}: no such program; install QEMU {needed}, or give its path")
+    try:
+        inspect_qemu((program,))
+    except GuestError as error:
+        raise LaunchError(f"{error}; give a QEMU {needed}") from error
+
+
+def _check_machine(command: QemuCommand, root_ports: bool) -> None:
+    machine = command.merged(*MACHINE, implied="type")
+    kind = str(machine.get("type", _DEFAULT_MACHINE))
+    if kind in _HELP:
+        return
+    for key in _ENCRYPTION:
+        if key in machine:
+            raise LaunchError(
+                f"-machine {key}: encrypted memory cannot be shared with the virtual GPU; leave it out"
+            )
+    if kind == "microvm":
+        if not is_on(machine.get("pcie")):
+            raise LaunchError(
+                "-machine microvm: has no PCI bus for the virtual GPU; write -machine microvm,pcie=on"
+            )
+    elif not _MACHINES.fullmatch(kind):
+        raise LaunchError(f"-machine {kind}: not a PC with a PCI bus for the virtual GPU; take -machine q35")
+    if root_ports and not _EXPRESS.fullmatch(kind):
+        raise LaunchError(
+            f"--root-port: goes with -machine q35, not {kind}; leave it out, or change the machine"
+        )
+
+
+def _check_iommus(command: QemuCommand) -> None:
+    for device in command.settings("device", implied="driver"):
+        needed = _IOMMUS.get(str(device.get("driver")))
+        if needed is not None and not device.is_on(needed):
+            driver = device.get("driver")
+            raise LaunchError(
+                f"-device {driver}: add {needed}=on: the virtual GPU has to know what the guest maps"
+            )
+
+
+def _check_config(path: str) -> None:
+    """QEMU reads the file as more options; ours have to know those that say what the memory is."""
+    try:
+        text = Path(path).read_text(errors="replace")
+    except OSError as error:
+        raise LaunchError(f"-readconfig {path}: {error.strerror}") from error
+    if match := _CONFIG_OF_MEMORY.search(text):
+        section = match[1]
+        option = _OPTION_OF_CONFIG.get(section, section)
+        raise LaunchError(
+            f"-readconfig {path}: move its section [{section}] to the command line, as -{option}"
+        )

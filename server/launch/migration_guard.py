@@ -1,0 +1,40 @@
+"""Keeping QEMU from migrating a guest without the state of its GPU.
+
+QEMU's vfio-user client sends no state of its device, and does not block migration either. Nothing on QEMU's command
+line forbids migration as such, but some of what can be there does: an open disk image in the VDI format, for one
+(``vdi_open`` in ``block/vdi.c``). So QEMU gets an empty read-only image that no device uses. That is a migration
+blocker like any other: ``query-migrate`` reports it, ``migrate``, ``savevm`` and ``snapshot-save`` are refused, and the
+reason that they give names the image's node. Whoever has unplugged the GPU lifts it with ``blockdev-del``.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+from server.launch.qemu_options import QemuCommand
+
+NODE = "vgpud-gpu-cannot-migrate"
+"""The name of the image in QEMU, which is what a refused migration shows."""
+IMAGE = Path(__file__).with_name("migration-guard.vdi")
+"""The image: a VDI header of 512 bytes, whose disk has no block."""
+
+_DRIVER = "vdi"
+_READABLE = "(read-only):"
+_SECONDS = 30
+
+
+def with_migration_guard(command: QemuCommand) -> QemuCommand:
+    """The command with what keeps the guest from being migrated and saved."""
+    image = {"driver": "file", "filename": str(IMAGE)}
+    node = {"driver": _DRIVER, "node-name": NODE, "read-only": True, "file": image}
+    return command.adding(("-blockdev", json.dumps(node)))
+
+
+def knows_image(program: str) -> bool:
+    """Whether this QEMU was built with the format of the image."""
+    asked = [program, "-drive", "format=help"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=_SECONDS)
+    _, _, formats = done.stdout.partition(_READABLE)
+    return _DRIVER in formats.split()

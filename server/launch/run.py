@@ -1,0 +1,94 @@
+"""``vgpud run``: from its command line to QEMU's."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from server.exit_status import fail
+from server.launch.checks import check_command, check_program
+from server.launch.errors import LaunchError
+from server.launch.gpu_devices import IDENTIFIER, with_gpus
+from server.launch.migration_guard import knows_image, with_migration_guard
+from server.launch.qemu_options import QemuCommand, parse_command
+from server.launch.server_process import Gpu
+from server.launch.shared_memory import with_shared_memory
+from server.launch.signals import STOP_SIGNALS, held_back
+from server.launch.supervisor import Launch, supervise
+
+
+def run_guest(arguments: argparse.Namespace) -> int:
+    """Run QEMU with its virtual GPUs, or print the command that would; returns the exit status."""
+    try:
+        command = parse_command(_without_separator(arguments.command))
+        check_command(command, root_ports=arguments.root_port)
+        check_program(command.program)
+        launch = Launch(_prepared(command), tuple(gpus(arguments)), arguments.root_port)
+        if arguments.dry_run:
+            _check_gpus(launch)
+            sys.stdout.write(shlex.join(command_to_read(launch).words) + "\n")
+            return 0
+        with held_back(STOP_SIGNALS) as signals:
+            return supervise(launch, signals)
+    except LaunchError as error:
+        return fail(error)
+
+
+def gpus(arguments: argparse.Namespace) -> list[Gpu]:
+    """The GPUs that the options ask for; where they are several, each has files of its own, with its number."""
+    devices = arguments.gpu or ["virtio-gpu"]
+    count = len(devices)
+    return [
+        Gpu(
+            f"{IDENTIFIER}{number}",
+            device,
+            arguments.transport,
+            control=numbered(arguments.control, number, count),
+            trace=numbered(arguments.trace, number, count),
+            log=numbered(arguments.log, number, count),
+            unpluggable=arguments.root_port,
+        )
+        for number, device in enumerate(devices)
+    ]
+
+
+def numbered(path: Path | None, number: int, count: int) -> Path | None:
+    """``path`` for one GPU; of several, ``boot.pcapng`` becomes ``boot-0.pcapng``, ``boot-1.pcapng``."""
+    if path is None or count == 1:
+        return path
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def command_to_read(launch: Launch) -> QemuCommand:
+    """QEMU's command line, for servers that listen at ``/tmp/vgpud0.sock`` and so on."""
+    sockets = [f"/tmp/{gpu.name}.sock" for gpu in launch.gpus]  # noqa: S108 - where the reader puts them
+    return with_gpus(launch.command, sockets, root_ports=launch.root_ports)
+
+
+def _check_gpus(launch: Launch) -> None:
+    """Refuse what a server would refuse. Raises LaunchError."""
+    from devices.models import MODELS  # noqa: PLC0415 - all else that needs the models is in another process
+    from devices.registry import OptionError, create_device  # noqa: PLC0415
+
+    for gpu in launch.gpus:
+        try:
+            create_device(MODELS, gpu.device).close()
+        except OptionError as error:
+            raise LaunchError(f"--gpu {gpu.device}: {error}") from error
+
+
+def _without_separator(words: list[str]) -> list[str]:
+    return words[1:] if words[:1] == ["--"] else words
+
+
+def _prepared(command: QemuCommand) -> QemuCommand:
+    """The command with all that it needs, but for the GPUs, which are made last."""
+    shared = with_shared_memory(command)
+    if knows_image(command.program):
+        return with_migration_guard(shared)
+    sys.stderr.write(
+        "vgpud: this QEMU knows no VDI images; do not migrate the guest: nothing will refuse it\n"
+    )
+    return shared

@@ -1,0 +1,1 @@
+"""What libvirt needs to know to give a domain a virtual GPU."""

@@ -1,0 +1,58 @@
+"""``vgpud libvirt-xml``: the arguments; what the command needs is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from server.exit_status import fail
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_libvirt_xml(commands: Subparsers) -> None:
+    """Add ``libvirt-xml`` to the command line."""
+    parser = commands.add_parser(
+        "libvirt-xml",
+        help="print what a libvirt domain needs to have a device",
+        description="Print the elements to add to a libvirt domain (virsh edit). Options may be repeated: "
+        "each gives the domain one device more, at a server of its own.",
+    )
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument(
+        "--socket-path", type=Path, action="append", metavar="PATH", help="socket that a server listens on"
+    )
+    where.add_argument("--uuid", action="append", metavar="UUID", help="instance; 'vgpud list' has them")
+    parser.add_argument(
+        "--runtime-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the instances' sockets (default: /run/vgpud for root, else $XDG_RUNTIME_DIR/vgpud)",
+    )
+    parser.set_defaults(handler=_libvirt_xml)
+
+
+def _libvirt_xml(arguments: argparse.Namespace) -> int:
+    from server.instances.errors import InstanceError  # noqa: PLC0415
+    from server.libvirt.fragment import domain_fragment  # noqa: PLC0415
+
+    try:
+        sockets = arguments.socket_path or _instance_sockets(arguments.uuid, arguments.runtime_dir)
+        text = domain_fragment(sockets)
+    except (ValueError, InstanceError) as error:
+        return fail(error)
+    sys.stdout.write(text)
+    return 0
+
+
+def _instance_sockets(uuids: Sequence[str], runtime_dir: Path | None) -> list[Path]:
+    """Where the servers of instances listen. Raises InstanceError."""
+    from server.instances.identity import parse_uuid  # noqa: PLC0415
+    from server.instances.places import choose_places  # noqa: PLC0415
+
+    places = choose_places(None, runtime_dir, os.environ)
+    return [places.socket(parse_uuid(uuid)) for uuid in uuids]

@@ -1,0 +1,62 @@
+"""The part of a libvirt domain that attaches it to device servers.
+
+libvirt has no element for a vfio-user device, so QEMU's options go into ``<qemu:commandline>``, which libvirt passes on
+as they are (https://libvirt.org/drvqemu.html, "Pass-through of arbitrary qemu commands"). A root port comes with each
+device, behind libvirt's back, for libvirt would put devices of its own on one that it knows to be free; it has a slot
+that libvirt comes to last, when it numbers slots of the root bus upwards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from xml.sax.saxutils import quoteattr
+
+from server.guest.machine import vfio_user_pci
+
+QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
+FIRST_SLOT = 0x10
+"""On pcie.0; QEMU's own devices of a q35 machine are from 0x1b on."""
+MAX_DEVICES = 11
+FIRST_CHASSIS = 0xE0
+"""libvirt numbers the chassis of root ports by their controller's index, from 1 on."""
+
+
+def domain_fragment(sockets: Sequence[Path]) -> str:
+    """A ``<domain>`` with what a domain needs for a device at each of ``sockets``, and nothing else.
+
+    Raises ValueError, one line for the user, where there are too many or a path is not absolute.
+    """
+    if len(sockets) > MAX_DEVICES:
+        raise ValueError(f"one domain takes {MAX_DEVICES} devices at most, not {len(sockets)}")
+    devices = [options for number, socket in enumerate(sockets) for options in _devices(number, socket)]
+    arguments = [argument for options in devices for argument in ("-device", json.dumps(options))]
+    lines = [
+        f"<domain type='kvm' xmlns:qemu='{QEMU_NAMESPACE}'>",
+        "  <memoryBacking>",
+        "    <source type='memfd'/>",
+        "    <access mode='shared'/>",
+        "  </memoryBacking>",
+        "  <qemu:commandline>",
+        *(f"    <qemu:arg value={quoteattr(argument)}/>" for argument in arguments),
+        "  </qemu:commandline>",
+        "</domain>",
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _devices(number: int, socket: Path) -> tuple[dict[str, object], dict[str, object]]:
+    """The root port, and the device on it."""
+    if not socket.is_absolute():
+        raise ValueError(f"{socket}: libvirt starts QEMU elsewhere; give the whole path, {socket.absolute()}")
+    name, chassis = f"vgpud{number}", FIRST_CHASSIS + number
+    port = {
+        "driver": "pcie-root-port",
+        "id": f"{name}-port",
+        "bus": "pcie.0",
+        "addr": f"{FIRST_SLOT + number:#x}",
+        "chassis": chassis,
+        "port": chassis,
+    }
+    return port, dict(vfio_user_pci(socket, id=name, bus=f"{name}-port"))

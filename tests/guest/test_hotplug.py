@@ -1,0 +1,192 @@
+"""A virtual GPU that comes to a running guest, and goes again: a real QEMU, a stock guest and its driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import trio
+
+from server.guest.run import Guest, launched
+from server.guest.screen import has_colour_bars, settled
+from server.hotplug.attach import Attachment, Wish, attach
+from server.hotplug.detach import detach
+from server.hotplug.errors import HotplugError
+from server.hotplug.process import Process
+from server.hotplug.qmp import Qmp, connected
+from server.hotplug.server_process import ServerOptions
+from tests.guest.support import GuestParts
+from tests.guest.virtual_gpu import PICTURE_SECONDS, POLL_SECONDS, serving, show_test_pattern
+from tests.server.running import open_fds
+
+pytestmark = pytest.mark.guest
+
+PORTS = ("-device", "pcie-root-port,id=port1,chassis=1", "-device", "pcie-root-port,id=port2,chassis=2")
+ADDRESS = "01:00.0"
+SECONDS = 30.0
+ROUNDS = 50
+BOUND = f"[drm] Initialized virtio_gpu 0.1.0 for 0000:{ADDRESS}"
+"""What the stock driver says when it has taken the device."""
+NOTHING_THERE = f"! ls -d /sys/bus/pci/devices/0000:{ADDRESS} /dev/dri/card*"
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where servers have their sockets, for tests to see that nothing stays there."""
+    folder = tmp_path / "t"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+async def vgpud(*arguments: object) -> str:
+    """Run a command that must succeed; returns what it printed."""
+    command = [sys.executable, "-m", "server", *map(str, arguments)]
+    done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    return done.stdout.decode()
+
+
+class Kept(NamedTuple):
+    """What a process has open."""
+
+    descriptors: int
+    mappings: int
+
+
+def kept(pid: int) -> Kept:
+    folder = Path(f"/proc/{pid}")
+    return Kept(len(entries(folder / "fd")), len(folder.joinpath("maps").read_text().splitlines()))
+
+
+def entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+def reaped(attachment: Attachment) -> int:
+    """The exit status of a server that has ended and that this process started."""
+    assert attachment.server is not None
+    pid, how = os.waitpid(attachment.server, os.WNOHANG)
+    assert pid == attachment.server
+    return os.waitstatus_to_exitcode(how)
+
+
+async def test_a_gpu_comes_and_goes_and_comes_again_with_the_other_transport(
+    parts: GuestParts, tmp_path: Path, temporary: Path
+) -> None:
+    qmp = tmp_path / "qmp.sock"
+    async with parts.boot(qmp=qmp, extra=PORTS) as guest:
+        for transport in ("native", "libvfio-user"):
+            since = len(guest.console.lines)
+            control, log = tmp_path / f"{transport}.sock", tmp_path / f"{transport}.log"
+            options = ("--transport", transport, "--control", control, "--log", log)
+            model = "virtio-gpu,width=1024,height=768"
+            attached = json.loads(await vgpud("attach", "--qmp", qmp, "--json", "--device", model, *options))
+            with Process(attached["server"]) as server:
+                assert attached == {"id": "vgpud0", "bus": "port1", "address": ADDRESS, "server": server.pid}
+                assert entries(temporary) == []
+                await guest.wait_for(BOUND, SECONDS, since)
+                await show_test_pattern(guest)
+                await settled(control, has_colour_bars, PICTURE_SECONDS)
+                assert await vgpud("detach", "--qmp", qmp) == "vgpud0: unplugged\n"
+                assert await server.ended(SECONDS)
+            assert f"transport={transport}" in log.read_text()
+            await guest.check(NOTHING_THERE)
+
+
+async def test_fifty_rounds_leave_nothing_behind(parts: GuestParts, tmp_path: Path, temporary: Path) -> None:
+    path = tmp_path / "qmp.sock"
+    async with parts.boot(qmp=path, extra=PORTS) as guest, connected(path) as qmp:
+        await plug_and_unplug(qmp, guest)  # what QEMU and the guest allocate once
+        ours, (descriptors, mappings) = open_fds(), kept(guest.qemu.pid)
+        for _ in range(ROUNDS):
+            await plug_and_unplug(qmp, guest)
+        now = kept(guest.qemu.pid)
+        assert (open_fds(), now.descriptors) == (ours, descriptors)
+        assert now.mappings < mappings + ROUNDS // 2  # malloc has its own ideas, but not one for each round
+        assert entries(temporary) == []
+        await guest.check(NOTHING_THERE)
+
+
+async def plug_and_unplug(qmp: Qmp, guest: Guest) -> None:
+    since = len(guest.console.lines)
+    attachment = await attach(qmp, Wish())
+    await guest.wait_for(BOUND, SECONDS, since)
+    await detach(qmp, attachment.id, SECONDS)
+    assert reaped(attachment) in (0, 120)  # 120: nobody read its last words
+
+
+@asynccontextmanager
+async def before_boot(
+    parts: GuestParts, folder: Path, ports: tuple[str, ...] = PORTS, *, shared_memory: bool = True
+) -> AsyncIterator[Qmp]:
+    """Talk to a QEMU whose guest does not run yet."""
+    path = folder / "qmp.sock"
+    machine = parts.machine(qmp=path, extra=("-S", *ports), shared_memory=shared_memory)
+    async with launched(parts.qemu, machine) as guest:
+        with trio.fail_after(SECONDS):
+            while not path.exists():
+                assert not guest.qemu.log.ended, guest.qemu.log.tail
+                await trio.sleep(POLL_SECONDS)
+        async with connected(path) as qmp:
+            yield qmp
+
+
+async def test_a_guest_with_private_memory_gets_no_device(parts: GuestParts, tmp_path: Path) -> None:
+    async with before_boot(parts, tmp_path, shared_memory=False) as qmp:
+        with pytest.raises(
+            HotplugError, match="the guest's memory memory is private: start QEMU with share=on"
+        ):
+            await attach(qmp, Wish())
+
+
+async def test_a_guest_without_a_free_port_gets_no_device(parts: GuestParts, tmp_path: Path) -> None:
+    async with before_boot(parts, tmp_path, ports=()) as qmp:
+        with pytest.raises(
+            HotplugError, match="no free hot-pluggable port: start QEMU with -device pcie-root-port"
+        ):
+            await attach(qmp, Wish())
+        with pytest.raises(
+            HotplugError, match=r"Bus 'pcie.0' does not support hotplugging: start QEMU with -device"
+        ):
+            await attach(qmp, Wish(bus="pcie.0"))
+
+
+async def test_a_guest_that_does_not_run_has_no_address_for_a_device_and_cannot_let_it_go(
+    parts: GuestParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.hotplug.attach.NUMBERING_SECONDS", 0.1)
+    async with before_boot(parts, tmp_path) as qmp:
+        attachment = await attach(qmp, Wish(server=ServerOptions(log=tmp_path / "log")))
+        assert (attachment.bus, attachment.address) == ("port1", None)
+        with pytest.raises(
+            HotplugError, match="cannot let go of vgpud0 while it is prelaunch: resume it first"
+        ):
+            await detach(qmp, None, within=0.1)
+        assert attachment.server is not None
+        process = Process(attachment.server)
+    with process:
+        assert await process.ended(SECONDS)  # as QEMU has
+    assert reaped(attachment) == 0
+
+
+async def test_a_device_whose_unplugging_would_end_qemu_is_not_unplugged(
+    parts: GuestParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.hotplug.attach.NUMBERING_SECONDS", 0.1)
+    async with (
+        serving(tmp_path) as server,
+        before_boot(parts, tmp_path) as qmp,
+    ):
+        await attach(qmp, Wish(socket_path=server.device))
+        with pytest.raises(HotplugError, match=r"vgpud0 has MSI-X, and QEMU up to 11.1 aborts"):
+            await detach(qmp, None, SECONDS)
+        assert await qmp.execute("query-status") == {"status": "prelaunch", "running": False}

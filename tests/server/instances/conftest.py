@@ -1,0 +1,35 @@
+"""Folders for instances of each test, with paths that are short enough for sockets, and no server left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from server.instances.errors import InstanceError
+from server.instances.pid_file import holder
+from server.instances.places import Places
+from server.instances.state import started
+from tests.server.instances.command import Vgpud
+
+
+@pytest.fixture
+def places() -> Iterator[Places]:
+    with TemporaryDirectory(prefix="vgpud-test-") as name:
+        places = Places(Path(name) / "definitions", Path(name) / "run")
+        yield places
+        for uuid in started(places):
+            with suppress(InstanceError, ChildProcessError):
+                if (pid := holder(places.pid_file(uuid))) is not None:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+
+
+@pytest.fixture
+def vgpud(places: Places, capsys: pytest.CaptureFixture[str]) -> Vgpud:
+    return Vgpud(places, capsys)

@@ -1,0 +1,140 @@
+"""``vgpud libvirt-xml``: libvirt's own schema takes it, and QEMU's options say what they should."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from server.cli import main
+from server.guest.machine import vfio_user_pci
+from server.instances.identity import parse_uuid
+from server.instances.places import choose_places
+from server.libvirt.fragment import MAX_DEVICES, domain_fragment
+
+QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+UUID = "4b20d080-1b54-4048-85b3-a6a62d165c01"
+MINIMAL = """
+<domain type='kvm'>
+  <name>guest</name>
+  <memory unit='GiB'>2</memory>
+  <os><type arch='x86_64' machine='q35'>hvm</type></os>
+  <devices><emulator>/usr/bin/qemu-system-x86_64</emulator></devices>
+</domain>
+"""
+
+
+def merged(fragment: str, domain: str = MINIMAL) -> str:
+    """``domain`` with the elements of ``fragment``, as somebody would add them by hand."""
+    root = ET.fromstring(domain)  # noqa: S314 - it is ours
+    root.extend(ET.fromstring(fragment))  # noqa: S314
+    return ET.tostring(root, encoding="unicode")
+
+
+def validate(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Ask libvirt's own check whether ``text`` is a domain."""
+    path = folder / "domain.xml"
+    path.write_text(text)
+    return subprocess.run(
+        ["virt-xml-validate", str(path), "domain"], capture_output=True, text=True, check=False
+    )
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["libvirt-xml", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def devices(fragment: str) -> list[dict[str, object]]:
+    """What the fragment's arguments give to -device."""
+    root = ET.fromstring(fragment)  # noqa: S314
+    words = [argument.get("value", "") for argument in root.iter(f"{QEMU}arg")]
+    assert set(words[::2]) == {"-device"}
+    return [json.loads(word) for word in words[1::2]]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--socket-path", "/run/vgpud/device.sock"),
+        ("--socket-path", "/tmp/a.sock", "--socket-path", "/tmp/b.sock"),
+        ("--socket-path", "/tmp/it's <\"&> here"),
+        ("--uuid", UUID),
+    ],
+)
+def test_a_domain_with_it_is_valid(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    result = validate(merged(printed(capsys, *arguments)), tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_check_refuses_what_is_not_valid(tmp_path: Path) -> None:
+    for wrong in (
+        domain_fragment([Path("/x")]).replace("memfd", "memory"),
+        domain_fragment([Path("/x")]).replace("/domain/qemu/", "/domain/other/"),
+    ):
+        assert validate(merged(wrong), tmp_path).returncode != 0
+
+
+def test_memory_is_shared_with_the_server() -> None:
+    memory = ET.fromstring(domain_fragment([Path("/x")])).find("memoryBacking")  # noqa: S314
+    assert memory is not None
+    assert {child.tag: child.attrib for child in memory} == {
+        "source": {"type": "memfd"},
+        "access": {"mode": "shared"},
+    }
+
+
+@pytest.mark.parametrize("path", ["/run/vgpud/device.sock", "/tmp/it's <\"&>\u00e9 here"])
+def test_the_device_is_qemus_client_at_the_socket_on_a_root_port_of_its_own(path: str) -> None:
+    port, device = devices(domain_fragment([Path(path)]))
+    assert port["driver"] == "pcie-root-port"
+    assert port["bus"] == "pcie.0"
+    assert device == vfio_user_pci(Path(path), id="vgpud0", bus=str(port["id"]))
+
+
+def test_several_devices_are_in_nobodys_way() -> None:
+    found = devices(domain_fragment([Path(f"/run/{number}") for number in range(MAX_DEVICES)]))
+    for key in ("id", "addr", "chassis", "port"):
+        values = [device[key] for device in found if key in device]
+        assert len(values) == len(set(values))
+    slots = {int(str(device["addr"]), 0) for device in found if "addr" in device}
+    assert slots == set(range(0x10, 0x1B))
+    chassis = [device["chassis"] for device in found if "chassis" in device]
+    assert all(isinstance(number, int) and number < 256 for number in chassis)
+
+
+def test_an_instance_is_where_its_server_listens(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    fragment = printed(capsys, "--uuid", UUID.upper(), "--runtime-dir", str(tmp_path))
+    socket = choose_places(None, tmp_path, {}).socket(parse_uuid(UUID))
+    assert fragment == domain_fragment([socket])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--socket-path", "x.sock"), "give the whole path, "),
+        (("--uuid", "../../etc"), "'../../etc' is no UUID; write it as"),
+        (("--socket-path", "/x") * (MAX_DEVICES + 1), "takes 11 devices at most, not 12"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_fix(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], says: str
+) -> None:
+    assert main(["libvirt-xml", *arguments]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("vgpud: ")
+    assert err.count("\n") == 1
+    assert says in err
+
+
+def test_a_command_without_a_server_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["libvirt-xml"])
+    assert end.value.code == 2
+    assert "--socket-path --uuid is required" in capsys.readouterr().err
