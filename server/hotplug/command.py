@@ -77,4 +77,4 @@ async def _run(work: Work) -> int:
 
 async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
     async for _ in signals:
-        pass
+        scope.cancel()

@@ -81,8 +81,9 @@ async def test_a_process_that_has_ended_is_ended_without_complaint(pipe: tuple[i
 
 async def test_a_process_is_found_by_its_arguments(pipe: tuple[int, int], tmp_path: Path) -> None:
     name = f"{tmp_path}/\u00fc name"
-    with spawn("import time; time.sleep(1000)", pipe[1], "-m", name) as process:
+    with spawn("import os, time; os.write(2, b'x'); time.sleep(1000)", pipe[1], "-m", name) as process:
         try:
+            await trio.lowlevel.wait_readable(pipe[0])  # exec has taken the arguments
             with find_process(["-m", name]) or pytest.fail("not found") as found:
                 assert found.pid == process.pid
             assert find_process([name, "-m"]) is None

@@ -95,7 +95,7 @@ def test_an_instance_that_systemd_listens_for_is_not_undefined(vgpud: Vgpud) -> 
 def test_an_instance_of_another_user_is_left_alone(vgpud: Vgpud, command: str) -> None:
     vgpud.well("define", "--uuid", str(ONE), *TYPE)
     vgpud.places.folder(ONE).mkdir(parents=True)
-    vgpud.places.pid_file(ONE).symlink_to("/etc/passwd")
+    vgpud.places.pid_file(ONE).symlink_to(vgpud.places.definition(ONE))
     assert f"{ONE} is another user's; do this as that user" in vgpud.refusal(command, str(ONE))
     assert vgpud.instances()[str(ONE)]["state"] == "hidden"
 

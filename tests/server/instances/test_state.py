@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import socket
 
 import pytest
 import trio
@@ -87,8 +87,18 @@ async def test_a_server_that_answers_nonsense_is_silent(places: Places) -> None:
 
 def test_an_instance_that_cannot_be_looked_at_is_hidden(places: Places) -> None:
     places.folder(ONE).mkdir(parents=True)
-    places.pid_file(ONE).symlink_to(Path("/etc/passwd"))
+    places.pid_file(ONE).symlink_to(places.folder(ONE))
     assert look_at(places, ONE) == Look(ONE, State.HIDDEN)
+
+
+def test_a_connection_that_outlives_its_listener_is_not_waiting(places: Places) -> None:
+    """The kernel lists the accepted end under the listener's path."""
+    with listening(places.socket(ONE)) as listener, socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(places.socket(ONE)))
+        accepted, _ = listener.accept()
+        listener.close()
+        with accepted:
+            assert look_at(places, ONE).state is State.STOPPED
 
 
 def test_what_is_left_of_instances_is_found_by_name(places: Places) -> None:
