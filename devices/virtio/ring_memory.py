@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import sys
 from struct import Struct
 
 from devices.contract import GuestMemory, GuestMemoryError, GuestRange, PinnedPages, Prot
 
+_HALF = Struct("<H")
+_LITTLE_ENDIAN = sys.byteorder == "little"
 _COPY_INSTEAD = (errno.EFAULT, errno.ENOMEM)
 
 
@@ -17,11 +20,13 @@ class RingPart:
     than the pages are mapped. After that, and where memory cannot be pinned, accesses copy.
     """
 
-    __slots__ = ("_copies", "_memory", "_pins", "_prot", "_range", "address", "view")
+    __slots__ = ("_copies", "_halves", "_memory", "_pins", "_prot", "_range", "address", "view")
 
     def __init__(self, address: int, length: int, prot: Prot) -> None:
         self.address = address
         self.view: memoryview | None = None
+        self._halves: memoryview | None = None
+        """The view as 16-bit numbers of the host, where these are the ring's."""
         self._range = GuestRange(address, length)
         self._prot = prot
         self._memory: GuestMemory | None = None
@@ -48,7 +53,9 @@ class RingPart:
             self._pins = pins
         views = pins.views()
         if len(views) == 1:
-            self.view = views[0]
+            self.view = view = views[0]
+            if _LITTLE_ENDIAN and len(view) % _HALF.size == 0:
+                self._halves = view.cast("H")
         else:
             self.release()
             self._memory = memory
@@ -56,11 +63,11 @@ class RingPart:
 
     def close(self) -> None:
         """Let go of the view, which is good during one run only; the pages stay pinned."""
-        self.view = None
+        self.view = self._halves = None
 
     def release(self) -> None:
         """Let go of view and pins."""
-        self.view = None
+        self.view = self._halves = None
         self._memory = None
         self._copies = False
         if self._pins is not None:
@@ -80,6 +87,19 @@ class RingPart:
         else:
             await self._reach().write(self.address + offset, layout.pack(*values))
 
+    async def store_half(self, offset: int, value: int) -> None:
+        """Store 16 bits at ``offset``, which is even, at once.
+
+        Drivers read indexes while they are written, and must see the old one or the new one. ``pack_into`` writes
+        zeros first.
+        """
+        if self._halves is not None:
+            self._halves[offset // _HALF.size] = value
+        elif self.view is not None:
+            self.view[offset : offset + _HALF.size] = _HALF.pack(value)
+        else:
+            await self._reach().write(self.address + offset, _HALF.pack(value))
+
     def _reach(self) -> GuestMemory:
         if self._memory is None:
             raise GuestMemoryError(errno.ENODEV, "the virtqueue's memory is not open")
@@ -87,6 +107,6 @@ class RingPart:
 
     def _unmapped(self, pins: PinnedPages) -> None:
         if pins is self._pins:
-            self.view = None
+            self.view = self._halves = None
             self._pins = None
         pins.release()

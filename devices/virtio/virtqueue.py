@@ -119,7 +119,7 @@ class Virtqueue:
         slot = self._used_index % self.size
         await self._used.store(RING_HEADER_SIZE + slot * USED_ELEMENT_SIZE, _USED_ELEMENT, head, written)
         self._used_index = (self._used_index + 1) & _WRAP
-        await self._used.store(_INDEX, _U16, self._used_index)
+        await self._used.store_half(_INDEX, self._used_index)
 
     async def wants_interrupt(self) -> bool:
         """Whether the driver wants to hear of what was pushed since the last call (2.7.7, 2.7.10)."""
@@ -137,15 +137,15 @@ class Virtqueue:
         # With event indexes the stale index that is there does it.
         if not self._event_index and self._wants_kicks:
             self._wants_kicks = False
-            await self._used.store(_FLAGS, _U16, USED_NO_NOTIFY)
+            await self._used.store_half(_FLAGS, USED_NO_NOTIFY)
 
     async def listen(self) -> bool:
         """Ask for a kick at the next buffer; True where one has come in the meantime and no kick will."""
         if self._event_index:
-            await self._used.store(self._avail_event, _U16, self._next)
+            await self._used.store_half(self._avail_event, self._next)
         elif not self._wants_kicks:
             self._wants_kicks = True
-            await self._used.store(_FLAGS, _U16, 0)
+            await self._used.store_half(_FLAGS, 0)
         return await self.has_more()
 
     async def _collect(self, chain: Chain, memory: GuestMemory) -> None:
