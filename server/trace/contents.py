@@ -87,6 +87,8 @@ class Copy:
         self._data = np.zeros(self.length, np.uint8)
         self._base = self._data.ctypes.data
         self._known = np.zeros(-(-self.length // CHUNK), np.bool_)
+        self._hot = 0
+        """The chunk that was the last to change."""
 
     def forget(self) -> None:
         """Whatever is looked at next is new."""
@@ -102,12 +104,13 @@ class Copy:
             for start, stop in self._changes(seen.ctypes.data - offset, offset, end):
                 start, stop = self._narrowed(start, stop, seen[start - offset : stop - offset])
                 if start < stop:
+                    self._hot = start - start % CHUNK
                     self._data[start:stop] = seen[start - offset : stop - offset]
                     spans.append((start, stop))
             offset = end
         if spans:
             self.version += 1
-            self._latest = spans
+            self._latest = _joined(spans)
         # What another look has found, of a part that overlaps, has changed for who has not seen it yet.
         changes = [(max(start, part), min(stop, offset)) for start, stop in self._latest]
         changes = [(start - part, stop - start) for start, stop in changes if start < stop]
@@ -132,8 +135,15 @@ class Copy:
 
     def _changes(self, seen: int, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Start and end of each chunk, or part of one, that is not as it was; what is seen of byte 0 is at ``seen``."""
-        known = bool(self._known[start // CHUNK : -(-end // CHUNK)].all())
-        yield from self._differing(seen, start, end, BLOCKS if known else BLOCKS[-1:])
+        if not self._known[start // CHUNK : -(-end // CHUNK)].all():
+            yield from self._differing(seen, start, end, BLOCKS[-1:])
+            return
+        # Who draws, often goes on where he was: comparing what is before that and behind it takes two calls.
+        hot = min(max(self._hot, start), end)
+        behind = min(hot - hot % CHUNK + CHUNK, end)
+        for first, last in ((start, hot), (hot, behind), (behind, end)):
+            if first < last and _memcmp(seen + first, self._base + first, last - first):
+                yield from self._differing(seen, first, last, BLOCKS)
 
     def _differing(self, seen: int, start: int, end: int, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
         base, size = self._base, sizes[0]
@@ -147,6 +157,16 @@ class Copy:
                 else:
                     yield from self._differing(seen, at, stop, sizes[1:])
             at = stop
+
+
+def _joined(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same bytes in as few spans as possible: every look goes through them."""
+    joined: list[tuple[int, int]] = []
+    for start, end in spans:
+        if joined and joined[-1][1] == start:
+            start = joined.pop()[0]
+        joined.append((start, end))
+    return joined
 
 
 class Copies:

@@ -133,6 +133,7 @@ def test_a_server_that_crashed_is_stopped_and_starts_again_over_what_it_left(vgp
     assert vgpud.instances() == {}
     assert "is not running" in vgpud.refusal("stop", str(ONE))
     vgpud.well("start", str(ONE))
+    assert vgpud.places.log(ONE).read_text().count("listening") == 1
     with attached(vgpud.places.socket(ONE)):
         assert vgpud.instances()[str(ONE)]["client_attached"] is True
 
