@@ -1,7 +1,7 @@
 """What holds for all tests.
 
-Property tests take the time that they need, and in continuous integration they try the same examples every time. Signals
-mean what they mean at a terminal, also where whoever runs the tests ignores some (nohup, a shell's background jobs).
+Property tests take the time that they need, and in continuous integration they try the same examples every time.
+Signals mean what they mean at a terminal, also where whoever runs the tests ignores some (nohup, background jobs).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -24,7 +25,7 @@ settings.load_profile("vgpud")
 
 @pytest.fixture(scope="session", autouse=True)
 def _signals_of_a_terminal() -> Iterator[None]:
-    defaults = {
+    defaults: dict[signal.Signals, Any] = {
         signal.SIGHUP: signal.SIG_DFL,
         signal.SIGQUIT: signal.SIG_DFL,
         signal.SIGINT: signal.default_int_handler,
