@@ -109,7 +109,7 @@ class Session:
             for area in region.mmap_areas or (MmapArea(0, region.size),)
         }
         """Sizes of what a client may map of the device."""
-        self._shares_memory = False
+        self._largest_shared = 0
         self._warned_of_unshared_memory = False
         try:
             device.connect(self)
@@ -163,11 +163,12 @@ class Session:
         self.memory.map(request.address, request.size, prot, fd, request.offset)
         self.counters.dma_maps += 1
         if fd is not None:
-            self._shares_memory = True
-        # So come ROMs, which are read-only, what the client maps of this very device, and the memory of other devices.
+            self._largest_shared = max(self._largest_shared, request.size)
+        # So come ROMs, which are read-only, what the client maps of this very device, and the memory of other devices,
+        # which have less than the guest.
         elif (
             prot & Prot.WRITE
-            and not self._shares_memory
+            and request.size >= self._largest_shared
             and request.size not in self._own_areas
             and not self._warned_of_unshared_memory
         ):
