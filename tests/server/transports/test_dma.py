@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
 import pytest
+from structlog.typing import EventDict
 
 from devices.contract import GuestMemoryError, GuestRange, PinnedPages, Prot
 from protocol import (
@@ -263,3 +264,17 @@ async def test_more_maps_than_agreed_are_refused(server: Server) -> None:
         assert await refusal_of_map(client, 3 * PAGE, PAGE) == errno.ENOSPC
         await client.dma_unmap(0, PAGE)
         await client.dma_map(3 * PAGE, PAGE)
+
+
+async def test_private_memory_is_warned_of_where_it_is_as_much_as_what_is_shared(
+    client: VfioUserClient, log: list[EventDict]
+) -> None:
+    def warned() -> int:
+        return sum(event["event"] == "memory_not_shared" for event in log)
+
+    with memfd(4 * PAGE) as fd:
+        await client.dma_map(0, 4 * PAGE, fd=fd)
+    await client.dma_map(8 * PAGE, PAGE)  # such as another device's framebuffer
+    assert warned() == 0
+    await client.dma_map(16 * PAGE, 4 * PAGE)  # such as another NUMA node
+    assert warned() == 1
