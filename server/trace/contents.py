@@ -87,12 +87,15 @@ class Copy:
         self._data = np.zeros(self.length, np.uint8)
         self._base = self._data.ctypes.data
         self._known = np.zeros(-(-self.length // CHUNK), np.bool_)
+        self._unknown = len(self._known)
+        """How many chunks are not known."""
         self._hot = 0
         """The chunk that was the last to change."""
 
     def forget(self) -> None:
         """Whatever is looked at next is new."""
         self._known[:] = False
+        self._unknown = len(self._known)
 
     def look(self, offset: int, views: Sequence[memoryview]) -> News:
         """What is new in ``views``, which begin ``offset`` bytes into the memory."""
@@ -101,7 +104,8 @@ class Copy:
         for view in views:
             seen = np.frombuffer(view, np.uint8)
             end = offset + len(view)
-            for start, stop in self._changes(seen.ctypes.data - offset, offset, end):
+            place: int = seen.__array_interface__["data"][0]  # what .ctypes.data says, in half the time
+            for start, stop in self._changes(place - offset, offset, end):
                 start, stop = self._narrowed(start, stop, seen[start - offset : stop - offset])
                 if start < stop:
                     self._hot = start - start % CHUNK
@@ -130,19 +134,25 @@ class Copy:
                 return start, start  # the guest has changed it back meanwhile
             return start + int(changed[0]), start + int(changed[-1]) + 1
         # Where only a part of a chunk was looked at, the rest stays unknown.
-        self._known[chunk] = start % CHUNK == 0 and (stop - start == CHUNK or stop == self.length)
+        if start % CHUNK == 0 and (stop - start == CHUNK or stop == self.length):
+            self._known[chunk] = True
+            self._unknown -= 1
         return start, stop
 
     def _changes(self, seen: int, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Start and end of each chunk, or part of one, that is not as it was; what is seen of byte 0 is at ``seen``."""
-        if not self._known[start // CHUNK : -(-end // CHUNK)].all():
+        if self._unknown and not self._known[start // CHUNK : -(-end // CHUNK)].all():
             yield from self._differing(seen, start, end, BLOCKS[-1:])
             return
         # Who draws, often goes on where he was: comparing what is before that and behind it takes two calls.
         hot = min(max(self._hot, start), end)
         behind = min(hot - hot % CHUNK + CHUNK, end)
         for first, last in ((start, hot), (hot, behind), (behind, end)):
-            if first < last and _memcmp(seen + first, self._base + first, last - first):
+            if first >= last or not _memcmp(seen + first, self._base + first, last - first):
+                continue
+            if first == hot:
+                yield first, last
+            else:
                 yield from self._differing(seen, first, last, BLOCKS)
 
     def _differing(self, seen: int, start: int, end: int, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:

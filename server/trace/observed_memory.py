@@ -67,7 +67,11 @@ class ObservedMemory(GuestMemoryMap):
         if region is not None and address + len(data) <= region.end and region.allows[_WRITE]:
             backing = region.backing
             if backing is not None:
-                self._write_shared(region, address, memoryview(data))
+                if self.dirty.active:
+                    self.dirty.mark(address, address + len(data))
+                start = address + region.delta
+                backing.memory[_WRITE][start : start + len(data)] = data
+                self._observer.wrote(address, data)
                 return
         await self._write_parts(address, data)
 

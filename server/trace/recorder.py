@@ -88,7 +88,13 @@ class Recorder:
 
     def wrote(self, address: int, data: bytes | memoryview) -> None:
         """The device wrote ``data`` to guest memory."""
-        self._access(_WRITE, address, data)
+        size = len(data)
+        events = self._events
+        if size > SHORT or not 0 < len(events) <= MAX_EVENTS:
+            self._access(_WRITE, address, data)
+            return
+        events += _pack_event(_WRITE, 0, 0, size, address)  # as for read()
+        events += data
 
     def looked(
         self, pins: object, ranges: Sequence[tuple[int, int]], offset: int, views: Sequence[memoryview]
