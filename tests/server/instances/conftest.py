@@ -28,6 +28,10 @@ def places() -> Iterator[Places]:
                 if (pid := holder(places.pid_file(uuid))) is not None:
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, 0)
+        # Those that were stopped have ended: a `start` of its own would have left them to init, this process is theirs.
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
 
 
 @pytest.fixture
