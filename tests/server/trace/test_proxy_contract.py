@@ -53,6 +53,7 @@ NOT_WITH_A_PROXY = {
     "test_a_file_that_is_shorter_than_promised_is_refused": "the server does not see the file",
     "test_an_eventfd_is_kept_until_it_is_replaced_or_switched_off": "it counts fds, and the proxy has some",
     "test_an_fd_that_is_no_memory_is_refused": "the server does not see the fd",
+    "test_private_memory_is_warned_of_where_it_is_as_much_as_what_is_shared": "the server sees no file at all",
     "test_the_device_sees_the_clients_memory": "the server maps no memory",
     "test_unmapping_tells_the_holder_of_a_pin_before_it_is_answered": "the server maps no memory",
     "test_a_size_that_cannot_be_is_refused_and_ends_the_connection": "the proxy waits for the rest",
