@@ -21,7 +21,7 @@ from server.trace.reader import TraceReader
 from server.trace.replay.comparison import Comparison, Mask
 from server.trace.replay.intervals import RecordedSession, session_numbers
 from server.trace.replay.player import ReplayOptions
-from server.trace.replay.replay import Hosted, host, replay
+from server.trace.replay.replay import SHARED, Hosted, host, replay
 from server.trace.replay.report import Report
 from server.trace.show.lines import message_line
 from server.trace.show.names import Names
@@ -29,6 +29,10 @@ from server.trace.show.pairing import DecodedMessage, walk
 from server.transports import choose_transport
 
 RECORDED = "recorded"
+NOT_EXACT = (
+    "with --memory shared, what the guest changed while the device looked at it cannot be repeated: "
+    "see whether --memory message finds the same"
+)
 
 
 def run_replay(arguments: argparse.Namespace) -> int:
@@ -53,8 +57,15 @@ def run_replay(arguments: argparse.Namespace) -> int:
             how = functools.partial(replay, memory=arguments.memory, comparison=comparison, options=options)
             report = trio.run(how, session, server)
             _print(report, session)
+            if not report.same and shares_in_vain(session, arguments.memory):
+                sys.stdout.write(f"{NOT_EXACT}\n")
             same = same and report.same
     return 0 if same else EXIT_FAILURE
+
+
+def shares_in_vain(session: RecordedSession, memory: str) -> bool:
+    """Whether there is a more exact way to replay ``session`` than the one that was asked for."""
+    return memory == SHARED and session.info.memory
 
 
 def _server(arguments: argparse.Namespace, session: RecordedSession) -> Path | Hosted:

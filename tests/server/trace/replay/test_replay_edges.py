@@ -56,6 +56,8 @@ SHORT = 10_000
 SPARE_BYTES = 2 << 20
 """What a trace of ten times the length may take more: noise of the allocator, and nothing per message."""
 
+TRACES = Path(__file__).parents[3] / "traces"
+
 
 @pytest.fixture(autouse=True)
 def _no_fd_leaks() -> Iterator[None]:
@@ -247,6 +249,15 @@ async def test_the_command_says_with_its_exit_status_whether_all_was_the_same(
         assert "REGION_READ    reply BAR0" in lines[-3]
         masked = await trio.run_process([*command, "--mask", "BAR0:1:1:0x80", str(trace)])
         assert masked.returncode == 0
+
+
+@pytest.mark.parametrize(("memory", "said"), [("shared", True), ("message", False)])
+def test_where_shared_memory_may_be_what_makes_the_difference_the_exact_way_is_named(
+    memory: str, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ["--serve", "virtio-gpu,width=800", "--memory", memory, "--timeout", "0.3"]
+    assert main(["trace", "replay", *other, str(TRACES / "boot.pcapng")]) == 1
+    assert ("see whether --memory message finds the same" in capsys.readouterr().out) is said
 
 
 @pytest.mark.parametrize("mask", ["BAR0", "BAR9:1", "BAR0:x", "1:2:3:4:5"])
