@@ -73,12 +73,15 @@ class BackingFiles:
     """The files of one client by (device, inode).
 
     The same file opened read-only and read-write counts as two, since a mapping cannot exceed its fd's
-    access. ``on_unsealed`` is called once for every file that could not be sealed against shrinking.
+    access. ``on_unsealed`` is called once for every file that could not be sealed against shrinking, however often the
+    client takes it away and brings it back; of ``max_files`` at most.
     """
 
     def __init__(self, on_unsealed: Callable[[BackingFile], None], max_files: int = MAX_FILES) -> None:
         self._files: dict[_Key, BackingFile] = {}
         self._on_unsealed = on_unsealed
+        self._unsealed: set[tuple[int, int]] = set()
+        """Device and inode of those that it was called for."""
         self._max_files = max_files
 
     def __len__(self) -> int:
@@ -145,8 +148,14 @@ class BackingFiles:
         backing.grow(file_size)
         self._files[key] = backing
         if not backing.sealed:
-            self._on_unsealed(backing)
+            self._report(backing)
         return backing
+
+    def _report(self, backing: BackingFile) -> None:
+        file = backing.key[:2]
+        if file not in self._unsealed and len(self._unsealed) < self._max_files:
+            self._unsealed.add(file)
+            self._on_unsealed(backing)
 
 
 def _access(fd: int, info: os.stat_result, *, writable: bool) -> bool:

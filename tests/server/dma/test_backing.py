@@ -171,6 +171,27 @@ def test_a_file_is_reported_unsealed_once_and_not_once_per_map(
         files.release(backing)
 
 
+def test_a_file_that_comes_again_and_again_is_reported_unsealed_once(
+    files: BackingFiles, unsealed: list[BackingFile], tmp_path: Path
+) -> None:
+    path = tmp_path / "memory"
+    path.write_bytes(bytes(PAGE_SIZE))
+    for mode in (os.O_RDWR, os.O_RDONLY, os.O_RDWR):
+        fd = os.open(path, mode)
+        files.release(files.acquire(fd, 0, PAGE_SIZE, writable=mode == os.O_RDWR))
+    assert len(unsealed) == 1
+
+
+def test_a_client_with_ever_new_files_does_not_fill_the_log(
+    files: BackingFiles, unsealed: list[BackingFile], tmp_path: Path
+) -> None:
+    for number in range(10):
+        path = tmp_path / str(number)
+        path.write_bytes(bytes(PAGE_SIZE))
+        files.release(files.acquire(os.open(path, os.O_RDWR), 0, PAGE_SIZE, writable=True))
+    assert len(unsealed) == 4
+
+
 def test_a_file_is_open_and_mapped_once_however_many_messages_name_it(files: BackingFiles) -> None:
     fd = memfd(64)
     before, mapped = open_fds(), mappings()
