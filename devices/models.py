@@ -19,7 +19,8 @@ def _blob(text: str) -> bool | None:
 
 
 def _virtio_gpu(values: Mapping[str, Any]) -> Device:
-    return VirtioPci(VirtioGpu(GpuOptions(**values)))
+    options = {name: value for name, value in values.items() if name != MSIX.name}
+    return VirtioPci(VirtioGpu(GpuOptions(**options)), msix=values[MSIX.name])
 
 
 def _address_mask(text: str) -> int:
@@ -40,6 +41,9 @@ def _bochs_display(values: Mapping[str, Any]) -> Device:
     return BochsDisplay(BochsDisplayOptions(**values))
 
 
+MSIX = Option("msix", "on", flag, "have MSI-X; off for INTx alone, which QEMU can unplug")
+"""An option of the PCI function, of every model that would have MSI-X."""
+
 VIRTIO_GPU = DeviceModel(
     name="virtio-gpu",
     kind="gpu",
@@ -52,6 +56,7 @@ VIRTIO_GPU = DeviceModel(
         Option("max_hostmem", "256M", size, "host memory that the guest's resources may take"),
         Option("blob", "auto", _blob, "on, off or auto: show screens from guest memory, without a copy"),
         Option("edid", "on", flag, "offer EDID"),
+        MSIX,
     ),
     create=_virtio_gpu,
 )

@@ -17,6 +17,7 @@ from server.control_protocol import ControlError
 from server.metrics.durations import WorkTimings
 from server.metrics.session_totals import session_totals
 from server.session import Session
+from server.trace.ring import TraceRing
 
 ATTACH_SECONDS = 4.0
 """How long a client waits for the one before it to be gone: less than the 5 s that QEMU waits for a reply."""
@@ -37,6 +38,8 @@ class Engine:
         """What the sessions that are over have counted."""
         self.timings: WorkTimings | None = None
         """Where sessions time their work, if somebody wants to know."""
+        self.trace: TraceRing | None = None
+        """Where sessions are recorded, if they are, for :meth:`status`."""
         self._attached = trio.Lock()
         self._captures: set[trio.Event] = set()
         self._started = time.monotonic()
@@ -110,6 +113,7 @@ class Engine:
             "uptime_seconds": round(time.monotonic() - self._started, 3),
             "device": self.device.name,
             "clients_served": self.clients_served,
+            "trace": None if self.trace is None else self.trace.status(),
             "client": None if self.session is None else self.session.status(),
             "model": self.device.status(),
         }

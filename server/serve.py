@@ -6,7 +6,6 @@ import argparse
 import json
 import signal
 import socket
-from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 
 import structlog
@@ -37,8 +36,8 @@ from server.transports import choose_transport
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def run_serve(arguments: argparse.Namespace, prepare: Callable[[Device], None] = lambda _: None) -> int:
-    """Serve until a signal says stop; returns the exit status. ``prepare`` gets the device before any client does."""
+def run_serve(arguments: argparse.Namespace) -> int:
+    """Serve until a signal says stop; returns the exit status."""
     if arguments.print_capabilities:
         return _print_capabilities(arguments.device)
     if arguments.socket_path is None and arguments.fd is None:
@@ -46,7 +45,6 @@ def run_serve(arguments: argparse.Namespace, prepare: Callable[[Device], None] =
     logging.configure(arguments.log_format, arguments.log_level)
     try:
         device = create_device(MODELS, arguments.device)
-        prepare(device)
         limits = pin_limits(
             arguments.max_pinned,
             arguments.dma_retain,
@@ -66,6 +64,7 @@ def run_serve(arguments: argparse.Namespace, prepare: Callable[[Device], None] =
             options = ConnectionOptions(limits, make_domain, transport.transport, recording)
             control = None if arguments.control is None else stack.enter_context(listen_at(arguments.control))
             engine = _EngineForOne(device) if arguments.once else Engine(device)
+            engine.trace = None if recording is None else recording.ring
             metrics = stack.enter_context(metrics_server(arguments.metrics, engine, options))
             trio.run(_main, listener, control, metrics, engine, options, transport.reason, arguments)
     except (SocketPathError, DmaDomainUnavailable, TraceUnavailable, MetricsUnavailable) as error:

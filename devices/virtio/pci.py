@@ -44,14 +44,17 @@ _NEEDS_RESET = int(DeviceStatus.DEVICE_NEEDS_RESET)
 class VirtioPci(PciFunction):
     """``device`` as a PCI function: structures in BAR 4, MSI-X in BAR 1 with one vector more than queues.
 
+    Without ``msix`` there is neither its capability nor its BAR, and all interrupts are INTA#; what a driver writes as
+    a vector reads back as NO_VECTOR (virtio 1.3, 4.1.5.1.2.1).
+
     Is the device's :class:`devices.virtio.device.VirtioTransport`.
     """
 
-    def __init__(self, device: VirtioDevice) -> None:
+    def __init__(self, device: VirtioDevice, *, msix: bool = True) -> None:
         self.name = device.name
         self.device = device
         device.transport = self
-        vectors = len(device.queue_sizes) + 1
+        vectors = len(device.queue_sizes) + 1 if msix else 0
         self._isr = 0
         self.common = CommonConfig(self, device.queue_sizes, vectors)
         self._services = [QueueService(index, self) for index in range(len(device.queue_sizes))]
@@ -65,7 +68,7 @@ class VirtioPci(PciFunction):
                 subsystem=MODERN_DEVICE_BASE + device.device_id,
             ),
             bars={_VIRTIO_BAR: Bar(_BAR_SIZE, self._windows(), is_64bit=True, prefetchable=True)},
-            msix=MsixSpec(vectors, _MSIX_BAR),
+            msix=MsixSpec(vectors, _MSIX_BAR) if msix else None,
             interrupt_pin=InterruptPin.INTA,
         )
         self._add_capability(PciCapability.COMMON_CFG, _COMMON, COMMON_CONFIG_SIZE)

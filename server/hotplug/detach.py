@@ -37,8 +37,8 @@ async def take_out(qmp: Qmp, device: str, within: float, *, force: bool = False)
     """Ask for the device and wait until the guest has let it go. Raises HotplugError where it does not."""
     if not force and await has_msix(qmp, device):
         raise HotplugError(
-            f"{device} has MSI-X, and QEMU up to 11.1 aborts when such a device is unplugged: let vgpud attach start "
-            "the server, which hides it, or use --force if your QEMU is fixed"
+            f"{device} has MSI-X, and QEMU up to 11.1 aborts when such a device is unplugged: start its server with "
+            "--device virtio-gpu,msix=off, as vgpud attach does, or use --force if your QEMU is fixed"
         )
 
     def concerns_it(event: Event) -> bool:

@@ -8,22 +8,12 @@ guest's driver uses INTA#.
 
 from __future__ import annotations
 
-from devices.contract import Device
-from devices.pci.constants import CapabilityId, ConfigRegister
-from devices.pci.function import PciFunction
-
-_NEXT = 1
-"""Where a capability has the offset of the next one."""
+from devices.models import MODELS, MSIX
 
 
-def hide_msix(device: Device) -> None:
-    """Take MSI-X out of the list of capabilities, before any client comes; the table's BAR stays, unused."""
-    if not isinstance(device, PciFunction) or device.msix is None:
-        return
-    config = device.config
-    link = int(ConfigRegister.CAPABILITIES_POINTER)
-    while at := config.get(link, 1):
-        if config.get(at, 1) == CapabilityId.MSIX:
-            config.define(link, 1, config.get(at + _NEXT, 1))
-            return
-        link = at + _NEXT
+def without_msix(device: str) -> str:
+    """``device`` (``NAME[,OPTION=VALUE...]``) with ``msix=off``, where its model has that option; ``msix=on`` wins."""
+    name, comma, settings = device.partition(",")
+    if not any(model.name == name and MSIX in model.options for model in MODELS):
+        return device
+    return f"{name},{MSIX.name}=off{comma}{settings}"

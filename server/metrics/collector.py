@@ -57,8 +57,16 @@ class Collector:
 
     def _trace(self) -> list[Family]:
         recording = self._options.recording
-        written = None if recording is None else recording.bytes_written
-        return [counter("vgpud_trace_written_bytes", "Bytes recorded by --trace.", written)]
+        if recording is None:
+            return []
+        ring = recording.ring
+        return [
+            counter("vgpud_trace_written_bytes", "Bytes recorded by --trace.", ring.bytes_written),
+            gauge("vgpud_trace_limit_bytes", "Bytes that --trace-limit allows, of all files.", ring.limit),
+            gauge(
+                "vgpud_trace_stopped", "Whether recording ended with an error.", int(ring.error is not None)
+            ),
+        ]
 
     def _device(self) -> list[Family]:
         try:

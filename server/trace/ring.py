@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from devices.registry import size
 
@@ -44,14 +45,17 @@ class TraceRing:
         self.when_failed: Callable[[OSError], None] = _nobody
         self.files_written = 1
         self.bytes_written = 0
-        """Bytes of all blocks so far, also of those that are gone."""
+        """Bytes that the kernel has taken so far, also of files that are gone."""
+        self.limit: int | None = None
+        """Bytes of all files together."""
         self._buffer = bytearray()
         self._flushed = 0
         self._fd = _create(path)
         self._share: int | None = None
         try:
             if stat.S_ISREG(os.fstat(self._fd).st_mode):
-                self._share = None if limit is None else max(limit, MIN_LIMIT) // FILES
+                self.limit = None if limit is None else max(limit, MIN_LIMIT)
+                self._share = None if self.limit is None else self.limit // FILES
                 for number in range(1, FILES):
                     _numbered(path, number).unlink(missing_ok=True)
         except OSError:
@@ -68,12 +72,20 @@ class TraceRing:
         """Where the next block begins in FILE."""
         return self._flushed + len(self._buffer)
 
+    def status(self) -> dict[str, Any]:
+        """What ``vgpud status`` shows: ``stopped`` has the reason, where nothing is recorded any more."""
+        return {
+            "file": os.fsencode(self.path.absolute()).decode(errors="backslashreplace"),
+            "bytes_written": self.bytes_written,
+            "limit": self.limit,
+            "stopped": None if self.error is None else self.error.strerror or str(self.error),
+        }
+
     def append(self, block: bytes) -> int:
         """Add a block; returns where it begins in FILE."""
         at = self.offset
         if self.error is None:
             self._buffer += block
-            self.bytes_written += len(block)
             if len(self._buffer) >= BUFFER:
                 self.flush()
         return at
@@ -86,7 +98,9 @@ class TraceRing:
             with memoryview(self._buffer) as rest:
                 done = 0
                 while done < len(rest):
-                    done += os.write(self._fd, rest[done:])
+                    taken = os.write(self._fd, rest[done:])
+                    done += taken
+                    self.bytes_written += taken
         except OSError as error:
             self._fail(error)
         self._flushed += len(self._buffer)

@@ -24,6 +24,8 @@ from server.guest.machine import Machine
 from server.guest.qemu import Qemu
 from server.guest.run import Guest, booted
 from server.guest.screen import has_colour_bars, settled
+from server.hotplug.detach import detach
+from server.hotplug.qmp import connected
 from server.launch.qemu_options import FLAGS
 from tests.guest.support import GuestParts
 from tests.guest.test_virtual_gpu import PAGES_OF_MODE, SMPTE_TOP, top_bars
@@ -118,27 +120,46 @@ def test_the_options_that_take_no_value_are_those_of_qemu(program: Path) -> None
         assert ("requires an argument" not in done.stderr) == (name in FLAGS), name
 
 
-@pytest.mark.parametrize(
-    "spelling",
-    ["-M q35 -m 512", NUMA, "-machine pc --m size=512M -mem-path /dev/shm"],
-    ids=["q35", "numa", "pc"],
-)
+@pytest.mark.parametrize("spelling", ["-M q35 -m 512", NUMA], ids=["q35", "numa"])
 async def test_a_stock_guest_draws_on_the_gpu_that_was_added(
     parts: GuestParts, program: Path, tmp_path: Path, spelling: str
 ) -> None:
     control = tmp_path / "control"
     async with running(parts, program, spelling, *GPU, "--control", str(control)) as guest:
-        await show_test_pattern(guest)
-        pattern = await settled(control, has_colour_bars, PICTURE_SECONDS)
-        assert top_bars(pattern) == SMPTE_TOP
-        memory = (await status(control))["client"]["memory"]
-        assert memory["messages"] == 0
-        assert memory["pinned_pages"] >= PAGES_OF_MODE
-        await guest.check("(usleep 100000; poweroff -f) >/dev/null 2>&1 &")
-        with trio.fail_after(SECONDS):
-            assert await guest.qemu.wait() == 0
+        await draws_in_shared_memory(guest, control)
+        await powers_off(guest)
         assert not control.exists()
         assert not any("memory_not_shared" in line for line in guest.qemu.log.lines)
+
+
+async def test_a_gpu_without_msix_is_unplugged_from_a_machine_that_lets_it_go_without_a_port(
+    parts: GuestParts, program: Path, tmp_path: Path
+) -> None:
+    control, qmp = tmp_path / "control", tmp_path / "qmp"
+    spelling = f"-machine pc --m size=512M -mem-path /dev/shm -qmp unix:{qmp},server=on,wait=off"
+    gpu = ("--gpu", f"{GPU[1]},msix=off")
+    async with running(parts, program, spelling, *gpu, "--control", str(control)) as guest:
+        await draws_in_shared_memory(guest, control)
+        async with connected(qmp) as monitor:
+            assert await detach(monitor, None, SECONDS) == "vgpud0"
+        await guest.check("! ls -d /dev/dri/card*")
+        assert (await status(control))["client"] is None
+        await powers_off(guest)
+
+
+async def draws_in_shared_memory(guest: Guest, control: Path) -> None:
+    await show_test_pattern(guest)
+    pattern = await settled(control, has_colour_bars, PICTURE_SECONDS)
+    assert top_bars(pattern) == SMPTE_TOP
+    memory = (await status(control))["client"]["memory"]
+    assert memory["messages"] == 0
+    assert memory["pinned_pages"] >= PAGES_OF_MODE
+
+
+async def powers_off(guest: Guest) -> None:
+    await guest.check("(usleep 100000; poweroff -f) >/dev/null 2>&1 &")
+    with trio.fail_after(SECONDS):
+        assert await guest.qemu.wait() == 0
 
 
 async def test_a_guest_with_two_gpus_loses_the_one_that_is_unplugged(

@@ -108,12 +108,15 @@ def kept_in_the_build_context() -> set[str]:
     return {line.removeprefix("!") for line in lines if line.startswith("!")}
 
 
-@pytest.mark.parametrize("name", ["pyproject.toml", "LICENSE", "README.md", "protocol", "devices", "server"])
+@pytest.mark.parametrize(
+    "name", ["pyproject.toml", "LICENSE", "README.md", "protocol", "devices", "server", "share", "systemd"]
+)
 def test_what_the_wheel_is_built_from_is_in_the_build_context(name: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     kept = kept_in_the_build_context()
     assert name in kept
-    assert set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]) <= kept
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert {Path(name).parts[0] for name in (*wheel["packages"], *wheel["shared-data"])} <= kept
     assert {project["project"]["readme"], *project["project"]["license-files"]} <= kept
 
 

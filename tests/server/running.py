@@ -38,12 +38,14 @@ class Server:
 @asynccontextmanager
 async def running_server(device: Device, options: ConnectionOptions | None = None) -> AsyncIterator[Server]:
     """Serve ``device`` until the block ends; the test fails if the server does before."""
+    options = options or ConnectionOptions()
     with TemporaryDirectory() as name:
         folder = Path(name)
         server = Server(folder / "device", folder / "control", Engine(device))
+        server.engine.trace = None if options.recording is None else options.recording.ring
         with listen_at(server.path) as listener, listen_at(server.control) as control:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(serve_clients, listener, server.engine, options or ConnectionOptions())
+                nursery.start_soon(serve_clients, listener, server.engine, options)
                 nursery.start_soon(serve_control, control, server.engine)
                 yield server
                 nursery.cancel_scope.cancel()

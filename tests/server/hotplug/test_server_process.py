@@ -16,6 +16,7 @@ from server.hotplug.detach import detach
 from server.hotplug.errors import HotplugError
 from server.hotplug.process import Process
 from server.hotplug.server_process import ServerOptions, find_server, started
+from server.trace.reader import TracedSession, TraceReader
 from tests.server.hotplug.fake_qemu import FakeQemu, refuses, returns, talking_to
 from tests.server.hotplug.vfio_user_qemu import vfio_user_qemu
 from tests.server.running import open_fds
@@ -69,6 +70,20 @@ async def test_a_server_serves_until_the_guest_lets_the_device_go(tmp_path: Path
     assert exit_status(attachment.server) == 0
     assert not control.exists()
     assert "client_attached" in log.read_text()
+
+
+async def test_a_server_has_no_msix_unless_it_was_asked_for(tmp_path: Path) -> None:
+    for device, msix in (("virtio-gpu,edid=off", "off"), ("virtio-gpu,msix=on", "on")):
+        trace = tmp_path / f"{msix}.pcapng"
+        with vfio_user_qemu() as qemu:
+            attachment = await attach_to(qemu, tmp_path, device=device, trace=trace)
+            assert attachment.server is not None
+            async with talking_to(qemu, tmp_path) as qmp:
+                await detach(qmp, None, SECONDS)
+        assert exit_status(attachment.server) in ENDED_WITHOUT_READER
+        with TraceReader(trace) as reader:
+            session = next(record for record in reader if isinstance(record, TracedSession))
+        assert f"msix={msix}" in session.info.device
 
 
 async def test_a_server_whose_log_nobody_reads_serves_all_the_same(tmp_path: Path) -> None:

@@ -4,61 +4,51 @@ from __future__ import annotations
 
 import pytest
 
-from devices.contract import Device
 from devices.models import MODELS
-from devices.pci.config_space import PciIdentity
-from devices.pci.constants import CapabilityId, ConfigRegister, InterruptPin
-from devices.pci.function import MsixSpec, PciFunction
+from devices.pci.constants import CapabilityId, ConfigRegister
 from devices.registry import create_device
 from protocol import PciRegion
-from server.hotplug.unpluggable import hide_msix
-from tests.server.register_device import RegisterDevice
+from server.hotplug.unpluggable import without_msix
 
 
-def capabilities(device: Device) -> list[tuple[int, int]]:
-    """Offset and id of every capability, as a driver finds them."""
-    found, at = [], config_byte(device, ConfigRegister.CAPABILITIES_POINTER)
+def kinds(text: str) -> list[int]:
+    """The ids of all capabilities, as a driver finds them."""
+    device = create_device(MODELS, text)
+
+    def config_byte(offset: int) -> int:
+        return device.region_read(PciRegion.CONFIG, offset, 1)[0]
+
+    found, at = [], config_byte(ConfigRegister.CAPABILITIES_POINTER)
     while at:
-        found.append((at, config_byte(device, at)))
-        at = config_byte(device, at + 1)
+        found.append(config_byte(at))
+        at = config_byte(at + 1)
     return found
 
 
-def config_byte(device: Device, offset: int) -> int:
-    return device.region_read(PciRegion.CONFIG, offset, 1)[0]
-
-
 @pytest.mark.parametrize("model", [model.name for model in MODELS])
-def test_a_device_keeps_every_capability_but_msix(model: str) -> None:
-    device = create_device(MODELS, model)
-    others = [(at, kind) for at, kind in capabilities(device) if kind != CapabilityId.MSIX]
-    hide_msix(device)
-    assert capabilities(device) == others
-    device.reset()
-    assert capabilities(device) == others
+def test_a_device_of_any_model_has_every_capability_but_msix(model: str) -> None:
+    others = [kind for kind in kinds(model) if kind != CapabilityId.MSIX]
+    assert kinds(without_msix(model)) == others
 
 
-def test_a_virtio_gpu_had_msix_to_hide() -> None:
-    device = create_device(MODELS, "virtio-gpu")
-    assert CapabilityId.MSIX in [kind for _, kind in capabilities(device)]
-    hide_msix(device)
-    assert CapabilityId.MSIX not in [kind for _, kind in capabilities(device)]
-    assert config_byte(device, ConfigRegister.INTERRUPT_PIN) == InterruptPin.INTA
+def test_a_virtio_gpu_would_have_msix_otherwise() -> None:
+    assert CapabilityId.MSIX in kinds("virtio-gpu")
 
 
-@pytest.mark.parametrize("others", [(0, 0), (0, 1), (1, 0), (2, 2)])
-def test_it_is_hidden_wherever_it_stands(others: tuple[int, int]) -> None:
-    function = PciFunction(PciIdentity(0x1234, 0x5678, 0x0380), bars={}, msix=None)
-    for _ in range(others[0]):
-        function.config.add_capability(CapabilityId.VENDOR_SPECIFIC, b"\x04\0")
-    with_msix = PciFunction(PciIdentity(0x1234, 0x5678, 0x0380), bars={}, msix=MsixSpec(1, 1))
-    function.msix = with_msix.msix
-    function.config.add_capability(CapabilityId.MSIX, bytes(10))
-    for _ in range(others[1]):
-        function.config.add_capability(CapabilityId.VENDOR_SPECIFIC, b"\x04\0")
-    hide_msix(function)
-    assert [kind for _, kind in capabilities(function)] == [CapabilityId.VENDOR_SPECIFIC] * sum(others)
+@pytest.mark.parametrize(
+    ("given", "served"),
+    [
+        ("virtio-gpu", "virtio-gpu,msix=off"),
+        ("virtio-gpu,width=800,edid=off", "virtio-gpu,msix=off,width=800,edid=off"),
+        ("edu", "edu"),
+        ("bochs-display,edid=off", "bochs-display,edid=off"),
+        ("nothing,width=800", "nothing,width=800"),
+        ("", ""),
+    ],
+)
+def test_the_option_is_added_where_the_model_has_it(given: str, served: str) -> None:
+    assert without_msix(given) == served
 
 
-def test_a_device_that_is_no_pci_function_stays_as_it_is() -> None:
-    hide_msix(RegisterDevice())
+def test_who_asks_for_msix_gets_it() -> None:
+    assert CapabilityId.MSIX in kinds(without_msix("virtio-gpu,msix=on"))

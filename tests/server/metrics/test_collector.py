@@ -81,7 +81,7 @@ class FullDevice(RegisterDevice):
 @pytest.mark.parametrize("request_", [GET, OPENMETRICS])
 async def test_names_units_types_and_help_follow_the_conventions(tmp_path: Path, request_: bytes) -> None:
     """The rules of promtool's linter (prometheus/client_golang, prometheus/testutil/promlint)."""
-    ring = TraceRing(tmp_path / "trace")
+    ring = TraceRing(tmp_path / "trace", 8 << 20)
     recording = Recording(ring, SessionInfo("x", "x", "x", memory=True, interrupts=True))
     async with measured(FullDevice(), ConnectionOptions(recording=recording)) as endpoint:
         families = await endpoint.families(request_)
@@ -237,14 +237,33 @@ async def test_bytes_of_the_trace_are_counted(device: RegisterDevice, tmp_path: 
         assert await endpoint.value("vgpud_trace_written_bytes_total") == 0
         async with open_client(endpoint.server.path) as client:
             await client.region_read(BAR0, 0, 4)
-            counted = await endpoint.value("vgpud_trace_written_bytes_total")
             ring.flush()
+            counted = await endpoint.value("vgpud_trace_written_bytes_total")
             assert counted == (tmp_path / "trace").stat().st_size > 0
+        families = await endpoint.families()
+        assert find_value(families, "vgpud_trace_stopped") == 0
+        assert "vgpud_trace_limit_bytes" not in families
+    ring.close()
+
+
+async def test_a_trace_has_a_limit_and_may_have_ended(device: RegisterDevice, tmp_path: Path) -> None:
+    ring = TraceRing(tmp_path / "trace", 8 << 20)
+    recording = Recording(ring, SessionInfo("x", "x", "x", memory=True, interrupts=True))
+    async with measured(device, ConnectionOptions(recording=recording)) as endpoint:
+        assert await endpoint.value("vgpud_trace_limit_bytes") == 8 << 20
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, ring._fd)
+        os.close(full)
+        ring.append(b"what does not fit")
+        ring.flush()
+        families = await endpoint.families()
+        assert find_value(families, "vgpud_trace_stopped") == 1
+        assert find_value(families, "vgpud_trace_written_bytes_total") == 0
     ring.close()
 
 
 async def test_there_is_no_trace_to_count_where_nothing_is_recorded(endpoint: Endpoint) -> None:
-    assert "vgpud_trace_written_bytes" not in await endpoint.families()
+    assert not [name for name in await endpoint.families() if name.startswith("vgpud_trace")]
 
 
 async def test_a_device_tells_of_its_screens_and_commands() -> None:
@@ -308,7 +327,7 @@ def test_a_process_began_when_it_was_started() -> None:
 async def test_the_metrics_that_the_documentation_names_are_there(tmp_path: Path) -> None:
     document = (Path(__file__).parents[3] / "docs" / "operating.md").read_text()
     named = set(re.findall(r"`((?:vgpud|process)_[a-z_]+)`", document))
-    ring = TraceRing(tmp_path / "trace")
+    ring = TraceRing(tmp_path / "trace", 8 << 20)
     recording = Recording(ring, SessionInfo("x", "x", "x", memory=True, interrupts=True))
     async with measured(FullDevice(), ConnectionOptions(recording=recording)) as endpoint:
         families = await endpoint.families()
