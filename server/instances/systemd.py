@@ -45,6 +45,8 @@ class Systemd:
         self._remove_drop_in(uuid)
         _systemctl("disable", _socket(uuid))
         _systemctl("daemon-reload")
+        # systemd remembers units that failed. A pattern that matches none is no error, as the name of a unit would be.
+        _systemctl("reset-failed", f"vgpud@{uuid}.*")
 
     def start(self, definition: Definition) -> None:
         """Start its service, and with it its socket."""

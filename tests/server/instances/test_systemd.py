@@ -30,6 +30,7 @@ printf '%s\\n' "$*" >>{folder}/asked
 case "$*" in *" $(cat {folder}/refused 2>/dev/null || echo nothing) "*) cat {folder}/reason >&2; exit 1;; esac
 """
 SERVICE, SOCKET = f"vgpud@{ONE}.service", f"vgpud@{ONE}.socket"
+FORGET = f"reset-failed vgpud@{ONE}.*"
 DEFINE = ["define", "--uuid", str(ONE), "--type", "vgpud-virtio-4", "--manager", "systemd"]
 DROP_IN = (
     "# Of vgpud-virtio-4, by 'vgpud define' and 'vgpud start', which overwrite it.\n"
@@ -137,7 +138,7 @@ def test_nothing_is_left_of_an_instance_that_is_undefined(vgpud: Vgpud, systemct
     vgpud.well(*DEFINE, "--auto")
     systemctl.asked  # noqa: B018
     vgpud.well("undefine", str(ONE), "--manager", "systemd")
-    assert systemctl.asked == [f"disable {SOCKET}", "daemon-reload"]
+    assert systemctl.asked == [f"disable {SOCKET}", "daemon-reload", FORGET]
     assert list(systemctl.units.iterdir()) == []
 
 
@@ -147,7 +148,7 @@ def test_other_drop_ins_of_an_instance_are_somebody_elses(vgpud: Vgpud, systemct
     other.write_text("[Service]\nNice=5\n")
     vgpud.well("undefine", str(ONE), "--manager", "systemd")
     assert list(systemctl.drop_in.parent.iterdir()) == [other]
-    assert systemctl.asked == ["daemon-reload", f"disable {SOCKET}", "daemon-reload"]
+    assert systemctl.asked == ["daemon-reload", f"disable {SOCKET}", "daemon-reload", FORGET]
 
 
 def test_a_definition_that_systemd_refuses_is_undone(vgpud: Vgpud, systemctl: FakeSystemctl) -> None:
