@@ -34,6 +34,7 @@ __all__ = [
     "Prot",
     "Region",
     "RegionAccess",
+    "RegionPart",
     "SharedMemory",
     "Work",
 ]
@@ -218,6 +219,15 @@ class MmapArea:
 
 
 @dataclass(frozen=True, slots=True)
+class RegionPart:
+    """``length`` bytes at ``offset`` of the region ``index``."""
+
+    index: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class SharedMemory:
     """What backs the mappable areas of a region: the region's byte 0 is at ``offset`` in the file ``fd``."""
 
@@ -304,6 +314,13 @@ class Device(ABC):
     @property
     def display(self) -> Display | None:
         """The device's screens, if it has any."""
+        return None
+
+    def shown_parts(self) -> Sequence[RegionPart] | None:
+        """Which parts of its mappable areas the device shows, or otherwise uses, now; None where it does not say.
+
+        A host that records a session looks at these parts, and at all areas where it is not told.
+        """
         return None
 
     def status(self) -> dict[str, object]:

@@ -106,6 +106,11 @@ class Decoder:
         return bool(self._partial_fds)
 
     @property
+    def rest(self) -> bytes:
+        """What has come of a message that has not ended, or that ended the stream, and what came in a read with it."""
+        return bytes(self._partial)
+
+    @property
     def missing(self) -> int:
         """Bytes until more is known: to the end of the next header, or of the message in progress."""
         have = len(self._partial)
@@ -157,7 +162,7 @@ class Decoder:
         end = len(view)
         while end - position >= HEADER_SIZE:
             header = Header._make(HEADER.unpack_from(view, position))
-            self._check(header)
+            self._check(header, view[position:])
             if end - position < header.size:
                 break
             behind = position + header.size
@@ -175,7 +180,7 @@ class Decoder:
             if len(partial) < HEADER_SIZE:
                 return position
         header = Header._make(HEADER.unpack_from(partial))
-        self._check(header)
+        self._check(header, view[position:])
         rest = view[position : position + header.size - len(partial)]
         partial += rest
         if len(partial) == header.size:
@@ -185,10 +190,12 @@ class Decoder:
             self._partial_fds = ()
         return position + len(rest)
 
-    def _check(self, header: Header) -> None:
+    def _check(self, header: Header, behind: memoryview) -> None:
+        """``behind``: what of the read is not in the message in progress yet."""
         if HEADER_SIZE <= header.size <= self.max_size:
             return
         self.refused = header
+        self._partial += behind
         if header.size < HEADER_SIZE:
             raise ProtocolError(EINVAL, f"a message of {header.size} bytes is shorter than its header")
         raise ProtocolError(E2BIG, f"a message of {header.size} bytes, where {self.max_size} is the most")
@@ -205,6 +212,8 @@ class Decoder:
             joined = self._join(last.fds, fds)
             if self._error is None:
                 self._messages.append(last._replace(fds=joined))
+            else:
+                self._partial += HEADER.pack(*last.header) + last.payload
 
     def _join(self, present: tuple[int, ...], fds: tuple[int, ...]) -> tuple[int, ...]:
         joined = present + fds

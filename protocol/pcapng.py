@@ -17,6 +17,7 @@ from protocol.wire import Buffer
 
 LINKTYPE_USER0: Final = 147
 LINKTYPE_USER1: Final = 148
+LINKTYPE_USER2: Final = 149
 MAX_BLOCK: Final = 17 << 20
 """Bytes of the longest block that is read: a message of 16 MiB, and what is around it."""
 MAX_INTERFACES: Final = 1 << 16
@@ -30,7 +31,6 @@ _MAJOR: Final = 1
 _MICROSECONDS: Final = 6
 _POWER_OF_TWO: Final = 0x80
 _MAX_RESOLUTION: Final = 63
-_INTERFACES: Final = 2
 _NS_PER_SECOND: Final = 10**9
 _OFFSET_SIZE: Final = 8
 
@@ -129,6 +129,12 @@ _PACKET = Struct("<IIIII")
 _PACKET_START = Struct("<IIIIIII")
 _FLAGS = {direction: Struct("<HHI").pack(Option.PACKET_FLAGS, 4, direction) for direction in Direction}
 _END = _OPTION.pack(Option.END, 0)
+_OPTIONS_AT: Final[dict[int, int]] = {
+    BlockType.SECTION: _PREAMBLE.size + _SECTION.size,
+    BlockType.INTERFACE: _PREAMBLE.size + _INTERFACE.size,
+    BlockType.PACKET: _PACKET_START.size,
+}
+"""Where the options of a block begin; of a packet, its data."""
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 
@@ -190,14 +196,21 @@ class Parser:
         self._buffer = bytearray()
         self._order = ""
         self._clocks: list[_Clock] = []
+        self._inside = False
+        """Whether the interfaces are not known."""
 
     @classmethod
-    def inside(cls, offset: int) -> Parser:
-        """Start at a packet that is ``offset`` bytes into a file that :func:`section` and so on have made."""
+    def inside(cls, offset: int, *, big_endian: bool = False) -> Parser:
+        """Start at a packet that is ``offset`` bytes into a file; its time may be wrong."""
         parser = cls(offset)
-        parser._order = "<"
-        parser._clocks = [_Clock(NANOSECONDS)] * _INTERFACES
+        parser._order = ">" if big_endian else "<"
+        parser._inside = True
         return parser
+
+    @property
+    def big_endian(self) -> bool:
+        """Whether the section is, which the latest block is of."""
+        return self._order == ">"
 
     @property
     def pending(self) -> int:
@@ -224,6 +237,31 @@ class Parser:
         finally:
             del self._buffer[:start]
 
+    def end(self) -> None:
+        """The file ends here. Raises PcapngError where what is held is no block that was cut short.
+
+        A block that says to be longer than it is would else take what comes behind it along.
+        """
+        held = self._buffer
+        if len(held) < _PACKET_START.size or not self._order:
+            return
+        layout = Struct(self._order + "HH")
+        kind, total = Struct(self._order + "II").unpack_from(held)
+        if kind not in _OPTIONS_AT:
+            return
+        at = _OPTIONS_AT[kind]
+        if kind == BlockType.PACKET:
+            (captured,) = Struct(self._order + "I").unpack_from(held, at - 2 * _U32.size)
+            at += captured + (-captured & 3)
+        end = total - _U32.size
+        ended = False
+        while not ended and at < end and len(held) - at >= layout.size:
+            code, size = layout.unpack_from(held, at)
+            at += layout.size + size + (-size & 3)
+            ended = code == Option.END
+        if at > end or (ended and at < end):
+            raise self._error(f"a block of {total} bytes, which is not as long as what is in it")
+
     def _size(self, start: int) -> int:
         """Bytes of the block at ``start``; 0 while that is not known."""
         have = len(self._buffer) - start
@@ -239,6 +277,7 @@ class Parser:
             if not self._order:
                 raise self._error("a section without a byte order")
             self._clocks = []
+            self._inside = False
         elif not self._order:
             raise PcapngError("this is not a pcapng file")
         size: int = Struct(self._order + "I").unpack_from(self._buffer, start + 4)[0]
@@ -296,7 +335,11 @@ class Parser:
         if len(body) < _PACKET.size:
             raise self._error("a packet that is too short")
         number, high, low, captured, length = Struct(self._order + "IIIII").unpack_from(body)
-        if number >= len(self._clocks):
+        if self._inside:
+            clock = _Clock(NANOSECONDS)
+        elif number < len(self._clocks):
+            clock = self._clocks[number]
+        else:
             raise self._error(f"a packet of interface {number}, which is not described")
         end = _PACKET.size + captured
         if end > len(body):
@@ -306,7 +349,7 @@ class Parser:
         return Packet(
             self.offset,
             number,
-            self._clocks[number].nanoseconds(high << 32 | low),
+            clock.nanoseconds(high << 32 | low),
             bytes(body[_PACKET.size : end]),
             Direction(direction) if direction in _FLAGS else Direction.UNKNOWN,
             _text(options.get(Option.COMMENT, b"")),

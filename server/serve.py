@@ -6,7 +6,9 @@ import argparse
 import json
 import signal
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 
 import structlog
 import trio
@@ -23,6 +25,7 @@ from server.dma.limits import pin_limits
 from server.engine import Engine
 from server.exit_status import fail
 from server.listener import serve_clients
+from server.metrics.durations import WorkTimings
 from server.metrics.listen import MetricsUnavailable
 from server.metrics.serving import MetricsServer, metrics_server
 from server.native.serve import ConnectionOptions
@@ -30,18 +33,21 @@ from server.native.transport import TransportUnavailable
 from server.notify import notify_ready
 from server.socket_path import SocketPathError, adopt_listener, listen_at
 from server.trace.recording import Recording
-from server.trace.ring import TraceRing, parse_limit
+from server.trace.ring import DEFAULT_LIMIT, TraceRing, parse_limit
 from server.transports import choose_transport
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
+Companion = Callable[[Engine, trio.CancelScope], Awaitable[None]]
+"""Runs while the device is served; cancelling the scope ends the server."""
 
-def run_serve(arguments: argparse.Namespace) -> int:
+
+def run_serve(arguments: argparse.Namespace, companion: Companion | None = None) -> int:
     """Serve until a signal says stop; returns the exit status."""
     if arguments.print_capabilities:
         return _print_capabilities(arguments.device)
-    if arguments.socket_path is None and arguments.fd is None:
-        return fail("serve needs --socket-path PATH or --fd N")
+    if (mistake := _mistake(arguments)) is not None:
+        return fail(mistake)
     logging.configure(arguments.log_format, arguments.log_level)
     try:
         device = create_device(MODELS, arguments.device)
@@ -65,11 +71,23 @@ def run_serve(arguments: argparse.Namespace) -> int:
             control = None if arguments.control is None else stack.enter_context(listen_at(arguments.control))
             engine = _EngineForOne(device) if arguments.once else Engine(device)
             engine.trace = None if recording is None else recording.ring
+            engine.timings = None if control is None else WorkTimings()
             metrics = stack.enter_context(metrics_server(arguments.metrics, engine, options))
-            trio.run(_main, listener, control, metrics, engine, options, transport.reason, arguments)
+            _begin(recording)
+            trio.run(
+                _main, listener, control, metrics, engine, options, transport.reason, arguments, companion
+            )
     except (SocketPathError, DmaDomainUnavailable, TraceUnavailable, MetricsUnavailable) as error:
         return fail(error)
     return 0
+
+
+def _mistake(arguments: argparse.Namespace) -> str | None:
+    if arguments.socket_path is None and arguments.fd is None:
+        return "serve needs --socket-path PATH or --fd N"
+    if arguments.trace is None and arguments.trace_limit != DEFAULT_LIMIT:
+        return "--trace-limit bounds what --trace records: give --trace FILE as well"
+    return None
 
 
 def _recording(
@@ -79,9 +97,9 @@ def _recording(
     if arguments.trace is None:
         return None
     try:
-        ring = TraceRing(arguments.trace, limit)
+        ring = TraceRing(arguments.trace, limit, begin=False)
     except OSError as error:
-        raise TraceUnavailable(f"--trace {arguments.trace}: {error.strerror}") from error
+        raise _unavailable(arguments.trace, error) from error
     stack.callback(ring.close)
     log = structlog.get_logger()
     ring.when_failed = lambda error: log.warning(
@@ -89,6 +107,16 @@ def _recording(
     )
     device = full_description(MODELS, arguments.device)
     return Recording(ring, SessionInfo("vgpud serve", device, transport, memory=True, interrupts=True))
+
+
+def _begin(recording: Recording | None) -> None:
+    """Lose what was recorded before, now that all that could fail has not. Raises TraceUnavailable."""
+    if recording is None:
+        return
+    try:
+        recording.ring.begin()
+    except OSError as error:
+        raise _unavailable(recording.ring.path, error) from error
 
 
 class _EngineForOne(Engine):
@@ -107,6 +135,10 @@ class TraceUnavailable(Exception):  # noqa: N818 - what the user reads
     """The trace cannot be written; the text is one line that names the fix."""
 
 
+def _unavailable(path: Path, error: OSError) -> TraceUnavailable:
+    return TraceUnavailable(f"--trace {error.filename or path}: {error.strerror}")
+
+
 def _listener(arguments: argparse.Namespace) -> AbstractContextManager[socket.socket]:
     if arguments.fd is not None:
         return adopt_listener(arguments.fd)
@@ -121,6 +153,7 @@ async def _main(
     options: ConnectionOptions,
     why_transport: str,
     arguments: argparse.Namespace,
+    companion: Companion | None,
 ) -> None:
     log = structlog.get_logger()
     async with trio.open_nursery() as nursery:
@@ -143,6 +176,8 @@ async def _main(
                 metrics=None if metrics is None else metrics.names,
             )
             notify_ready()
+            if companion is not None:
+                nursery.start_soon(companion, engine, nursery.cancel_scope)
             if isinstance(engine, _EngineForOne):
                 nursery.start_soon(_cancel_after, engine.client_left, nursery.cancel_scope)
             async for number in signals:

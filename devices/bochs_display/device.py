@@ -22,7 +22,7 @@ from devices.bochs_display.mode import DispiRegisters
 from devices.bochs_display.options import BYTES_PER_PIXEL, BochsDisplayOptions
 from devices.bochs_display.pixels import layout_of, to_bgrx
 from devices.bochs_display.video_memory import VideoMemory
-from devices.contract import MmapArea, SharedMemory
+from devices.contract import MmapArea, RegionPart, SharedMemory
 from devices.display import Display, Frame, NothingOnScanout, PixelBuffer, ScanoutInfo
 from devices.pci.function import Bar, PciFunction
 from devices.pci.registers import Register, RegisterBlock, Window
@@ -116,6 +116,11 @@ class BochsDisplay(PciFunction, Display):
         mode = self._dispi.mode()
         width, height = (0, 0) if mode is None else (mode.width, mode.height)
         return [ScanoutInfo(0, True, *self._preferred, width, height)]
+
+    def shown_parts(self) -> Sequence[RegionPart]:
+        """The part of the framebuffer from the first pixel to the last, if a mode is set."""
+        mode = self._dispi.mode()
+        return () if mode is None else (RegionPart(FRAMEBUFFER_BAR, mode.offset, mode.end - mode.offset),)
 
     async def capture(self, scanout: int) -> Frame:
         """What is in the framebuffer now; the client may draw meanwhile.

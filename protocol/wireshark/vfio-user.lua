@@ -4,8 +4,8 @@
 -- (~/.local/lib/wireshark/plugins on Linux), and restart Wireshark. For one run of tshark: -X lua_script:vfio-user.lua
 -- It needs Wireshark 3.6 or newer, with Lua 5.2 or newer.
 --
--- LINKTYPE_USER0 packets are whole messages (fields vfio_user.*), LINKTYPE_USER1 packets are what happened beside
--- them (fields vgpud.*; protocol/trace.py has their layout). To find things:
+-- LINKTYPE_USER0 packets are whole messages (fields vfio_user.*), LINKTYPE_USER1 and LINKTYPE_USER2 packets are what
+-- happened beside them (fields vgpud.*; protocol/trace.py has their layout). To find things:
 --
 --     vfio_user.command == "REGION_WRITE" && vfio_user.region.index == "BAR4"
 --     vfio_user.errno != 0                      commands that failed
@@ -46,7 +46,7 @@ local STATE_NAMES = {
     [0] = "ERROR", [1] = "STOP", [2] = "RUNNING", [3] = "STOP_COPY", [4] = "RESUMING", [5] = "RUNNING_P2P",
     [6] = "PRE_COPY", [7] = "PRE_COPY_P2P",
 }
-local RECORD_NAMES = {[1] = "SESSION", [2] = "CONTENT", [3] = "EVENTS"}
+local RECORD_NAMES = {[1] = "SESSION", [2] = "CONTENT", [3] = "EVENTS", [4] = "MALFORMED", [5] = "AREAS"}
 local EVENT_NAMES = {[1] = "READ", [2] = "WRITE", [3] = "INTERRUPT"}
 
 -- Those of Linux on most architectures; "-" is a number without a name.
@@ -223,8 +223,19 @@ local G = {
     event_vector = define_record("uint64", "event.vector", "Vector", base.DEC),
     event_data = define_record("bytes", "event.data", "Data"),
     event_hash = define_record("bytes", "event.hash", "Hash of the data"),
-    event_place = define_record("uint64", "event.place", "Place of the data in the file", base.DEC),
+    event_place = define_record("uint64", "event.place", "Place of the data", base.DEC),
     event_content = define_record("framenum", "event.content_in", "Data in"),
+    reason = define_record("string", "framing.reason", "What is wrong"),
+    received = define_record("bytes", "framing.received", "Received"),
+    whole = define_record("bool", "areas.whole", "The look ends here"),
+    area_region = define_record("uint16", "area.region", "Region", base.DEC, REGION_NAMES),
+    area_flags = define_record_flags("uint16", 16, "area.flags", "Flags", {{1, "stored", "Stored by hash"}}),
+    area_length = define_record("uint32", "area.length", "Length", base.DEC),
+    area_offset = define_record("uint64", "area.offset", "Offset in the region", base.HEX),
+    area_data = define_record("bytes", "area.data", "Data"),
+    area_hash = define_record("bytes", "area.hash", "Hash of the data"),
+    area_place = define_record("uint64", "area.place", "Place of the data", base.DEC),
+    area_content = define_record("framenum", "area.content_in", "Data in"),
 }
 
 local function malformed_expert(name)
@@ -999,11 +1010,16 @@ local function content(cursor)
     return text("%d bytes", length)
 end
 
-local function stored_data(cursor)
-    local hash = cursor:bytes(G.event_hash, 16)
-    cursor:u64(G.event_place)
+local EVENT_DATA = {data = G.event_data, hash = G.event_hash, place = G.event_place, content = G.event_content}
+local AREA_DATA = {data = G.area_data, hash = G.area_hash, place = G.area_place, content = G.area_content}
+
+-- What is stored by hash, or stands there itself.
+local function data_of(cursor, fields, length, stored)
+    if not stored then return cursor:bytes(fields.data, length) end
+    local hash = cursor:bytes(fields.hash, 16)
+    cursor:u64(fields.place)
     local frame = state.contents[hash:bytes():tohex()]
-    if frame then cursor.tree:add(G.event_content, frame):set_generated() end
+    if frame then cursor.tree:add(fields.content, frame):set_generated() end
 end
 
 local function event_title(cursor, kind)
@@ -1023,23 +1039,30 @@ local function event(cursor)
     if EVENT_NAMES[kind] == nil then malformed("an event of kind %d", kind) end
     local flags = cursor:flags(G.event_flags)
     local title, length = event_title(cursor, kind)
-    if length and has(flags, 1) then
-        stored_data(cursor)
-    elseif length then
-        cursor:bytes(G.event_data, length)
-    end
+    if length then data_of(cursor, EVENT_DATA, length, has(flags, 1)) end
     return EVENT_NAMES[kind] .. " " .. title
+end
+
+-- One change of a mappable area; returns its text.
+local function area_change(cursor)
+    local region = cursor:u16(G.area_region)
+    local flags = cursor:flags(G.area_flags)
+    local length = cursor:u32(G.area_length)
+    local title = text("%s %s", region_name(region), span(cursor:u64(G.area_offset), length))
+    data_of(cursor, AREA_DATA, length, has(flags, 1))
+    return title
 end
 
 local MAX_EVENTS_IN_INFO = 8
 
-local function events(cursor)
+-- A tree for each of what `read` reads up to the end; returns the texts of the first.
+local function list_of(cursor, name, read)
     local titles, number = {}, 0
     while cursor:left() > 0 and number < MAX_ENTRIES do
         local start = cursor.at
-        local tree = cursor.tree:add(cursor.tvb:range(start, cursor:left()), "Event")
+        local tree = cursor.tree:add(cursor.tvb:range(start, cursor:left()), name)
         local entry = new_cursor(cursor.packet, start, cursor.finish, tree)
-        local title = event(entry)
+        local title = read(entry)
         tree:set_text(title)
         tree:set_len(entry.at - start)
         cursor.at = entry.at
@@ -1050,7 +1073,28 @@ local function events(cursor)
     return table.concat(titles, ", ")
 end
 
-local RECORDS = {[1] = session, [2] = content, [3] = events}
+local function events(cursor)
+    return list_of(cursor, "Event", event)
+end
+
+local function areas(cursor)
+    local whole = cursor:u8(G.whole) ~= 0
+    cursor:skip(3)
+    return words(list_of(cursor, "Change", area_change), whole and "(whole)" or "")
+end
+
+-- What is no message, because its framing is broken.
+local function framing(cursor)
+    local reason = cursor:bytes(G.reason, cursor:take(2):le_uint())
+    local pinfo, size = cursor.packet.pinfo, cursor:left()
+    cursor:bytes(G.received, size)
+    if pinfo.p2p_dir == P2P_RECEIVED then pinfo.cols.src, pinfo.cols.dst = "client", "server" end
+    if pinfo.p2p_dir == P2P_SENT then pinfo.cols.src, pinfo.cols.dst = "server", "client" end
+    cursor:complain("%s", reason and reason:string() or "broken framing")
+    return text("%d bytes", size)
+end
+
+local RECORDS = {[1] = session, [2] = content, [3] = events, [4] = framing, [5] = areas}
 
 local function read_record(cursor, pinfo)
     local kind = cursor:u8(G.kind)
@@ -1074,3 +1118,4 @@ local encapsulations = wtap_encaps or wtap
 local by_encapsulation = DissectorTable.get("wtap_encap")
 by_encapsulation:add(encapsulations.USER0, vfio_user)
 by_encapsulation:add(encapsulations.USER1, vgpud)
+by_encapsulation:add(encapsulations.USER2, vgpud)

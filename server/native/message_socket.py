@@ -53,6 +53,8 @@ class MessageSocket:
         self.view = memoryview(bytearray(RECEIVE_SIZE))
         self.fds: list[int] = []
         """Fds of the last read, until somebody takes them."""
+        self.cut_off = 0
+        """Bytes of the read whose fds were too many."""
         self.polls = True
         """Whether :meth:`receive_soon` may wait outside of the event loop: not for a peer that is in it itself."""
         self._buffers = [self.view]
@@ -92,6 +94,7 @@ class MessageSocket:
                     received.frombytes(data[: len(data) - len(data) % _FD_SIZE])
                     self.fds.extend(received)
         if flags & socket.MSG_CTRUNC:
+            self.cut_off = count
             raise ProtocolError(errno.EINVAL, "more file descriptors with a message than were negotiated")
         return count
 

@@ -39,6 +39,7 @@ from server.native.handlers import MAX_DATA_XFER_SIZE, Reply
 from server.native.message_socket import MessageSocket
 from server.native.transport import MAX_FDS, NATIVE, Transport
 from server.session import Session
+from server.trace.mapped_areas import MappedAreas, has_mappable_areas, keep_looking
 from server.trace.observed_memory import ObservedMemory
 from server.trace.recorder import Recorder
 from server.trace.recording import Recording, RecordingSocket, keep_flushing
@@ -96,8 +97,8 @@ async def serve_connection(
     except* Exception as errors:
         log.warning("device_fault", where="connection", exc_info=_first(errors))
     finally:
-        ReceivedFds(decoder.take_fds()).close()
         main.close()
+        ReceivedFds(decoder.take_fds()).close()
         if isinstance(main, RecordingSocket) and options.recording is not None:
             options.recording.finish(main.recorder)
 
@@ -183,7 +184,7 @@ async def _attached(
     assert agreement is not None  # noqa: S101 - a handshake that did not raise has one
     recorder = main.recorder if isinstance(main, RecordingSocket) else None
     if recorder is not None and options.recording is not None:
-        options.recording.start(recorder)
+        options.recording.start(recorder, areas=has_mappable_areas(engine.device))
     with ExitStack() as stack:
         twin: MessageSocket | None = None
         theirs: socket.socket | None = None
@@ -196,8 +197,11 @@ async def _attached(
         max_data = min(agreement.client_max_data_xfer_size, MAX_DATA_XFER_SIZE)
         session = Session(engine.device, memory, client.work, quiet, max_data)
         stack.callback(session.close)
+        areas: MappedAreas | None = None
         if recorder is not None:
             session.interrupts.observer = recorder.interrupt
+            with _refusing(main, header):
+                areas = stack.enter_context(MappedAreas(engine.device, recorder))
         with _refusing(main, header):
             connection = options.transport.connect(main, decoder, handshake, session, client, stack)
         engine.attach(session)
@@ -216,6 +220,8 @@ async def _attached(
                 nursery.start_soon(connection.serve_twin, twin)
             if recorder is not None:
                 nursery.start_soon(keep_flushing, recorder)
+            if areas:
+                nursery.start_soon(keep_looking, areas)
             await connection.serve()
             nursery.cancel_scope.cancel()
         log.info("client_left", cut_off=decoder.in_message, **session.status())

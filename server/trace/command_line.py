@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
 from protocol.trace import TraceError
 from server.exit_status import fail
+from server.trace.diff.arguments import context_size
+from server.trace.replay.arguments import seconds, session_number
 
 Run = Callable[[argparse.Namespace], int]
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -64,9 +67,30 @@ def _add_show(actions: Subparsers) -> None:
         metavar="NAME",
         help="only accesses to this region: BAR4, CONFIG or a number",
     )
+    parser.add_argument(
+        "--register",
+        action="append",
+        metavar="NAME",
+        help="only accesses to this register, by the name that is shown; common.* is all that begin so",
+    )
     parser.add_argument("--errors", action="store_true", help="only error replies, and what they answer")
     parser.add_argument(
-        "--since", type=float, metavar="SECONDS", help="only from so many seconds after the first message on"
+        "--since",
+        type=_seconds,
+        metavar="SECONDS",
+        help="only from so many seconds after the first message on",
+    )
+    parser.add_argument(
+        "--until",
+        type=_seconds,
+        metavar="SECONDS",
+        help="only up to so many seconds after the first message",
+    )
+    parser.add_argument("--session", type=session_number, metavar="N", help="only this session")
+    parser.add_argument(
+        "--absolute",
+        action="store_true",
+        help="the time of day (UTC) instead of seconds since the first message",
     )
     parser.add_argument(
         "--events", action="store_true", help="also what never crossed the socket: guest memory, interrupts"
@@ -111,12 +135,18 @@ def _add_replay(actions: Subparsers) -> None:
         help="do not compare these bits of what is read from a region, for example CONFIG:0x3c or BAR0:8:4:0xff",
     )
     parser.add_argument(
-        "--session", type=int, metavar="N", help="only this session of the trace (default: all)"
+        "--session",
+        type=session_number,
+        metavar="N",
+        help="only this session of the trace (default: all); with --serve, those before it bring the device there",
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="print not only the first divergence, but up to a hundred"
     )
     parser.add_argument("--timing", choices=("fast", "original"), default="fast", help="default: %(default)s")
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=seconds,
         default=5.0,
         metavar="SECONDS",
         help="wait so long for the server (default: %(default)s)",
@@ -130,8 +160,9 @@ def _add_diff(actions: Subparsers) -> None:
         "diff", help="what differs between two traces, message by message; exit status 0 where nothing does"
     )
     parser.add_argument(
-        "--context", type=int, default=2, metavar="N", help="equal messages around each (default: 2)"
+        "--context", type=context_size, default=2, metavar="N", help="equal messages around each (default: 2)"
     )
+    parser.add_argument("--events", action="store_true", help="compare guest memory and interrupts, too")
     parser.add_argument("a", type=Path, metavar="A")
     parser.add_argument("b", type=Path, metavar="B")
     parser.set_defaults(handler=_diff)
@@ -159,6 +190,16 @@ def _add_export(actions: Subparsers) -> None:
     )
     parser.add_argument("file", type=Path, metavar="FILE")
     parser.set_defaults(handler=_export)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return value
 
 
 def _guarded(run: Run, arguments: argparse.Namespace) -> int:

@@ -77,7 +77,8 @@ class Layout:
 class Copy:
     """What a pin's memory was when it was last looked at, so that only changes are recorded."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, *, zeros: bool = False) -> None:
+        """``zeros``: that is what was there, as far as readers know, before the first look."""
         self.length = layout.length
         self.version = next(_series) << _VERSIONS
         """Counts the looks that found something new."""
@@ -86,8 +87,8 @@ class Copy:
         """What has changed since the version before: start and end."""
         self._data = np.zeros(self.length, np.uint8)
         self._base = self._data.ctypes.data
-        self._known = np.zeros(-(-self.length // CHUNK), np.bool_)
-        self._unknown = len(self._known)
+        self._known = np.full(-(-self.length // CHUNK), zeros, np.bool_)
+        self._unknown = 0 if zeros else len(self._known)
         """How many chunks are not known."""
         self._hot = 0
         """The chunk that was the last to change."""

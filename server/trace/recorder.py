@@ -5,21 +5,44 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from devices.contract import Look
 from protocol import trace
-from protocol.pcapng import LINKTYPE_USER0, LINKTYPE_USER1, Direction, interface, packet, section
-from protocol.trace import EVENT, MAX_CONTENT, STORED, EventFlags, EventKind, SessionInfo
+from protocol.pcapng import (
+    LINKTYPE_USER0,
+    LINKTYPE_USER1,
+    LINKTYPE_USER2,
+    Direction,
+    interface,
+    packet,
+    section,
+)
+from protocol.trace import (
+    AREA_CHANGE,
+    EVENT,
+    MAX_CONTENT,
+    STORED,
+    EventFlags,
+    EventKind,
+    Malformed,
+    SessionInfo,
+)
 from protocol.wire import Buffer
 from server.trace.contents import Copies
 from server.trace.ring import TraceRing
 
 MESSAGES = 0
 RECORDS = 1
+ADDITIONS = 2
 """The interfaces of each section."""
 APPLICATION = "vgpud"
 MAX_EVENTS = 64 << 10
 """Bytes of events that are gathered into one packet."""
+BATCH_TIME = 1_000_000
+"""Nanoseconds in which they are gathered: all have the time of the first, and a packet for each would be dear."""
+INTERRUPT_TIME = 100_000
+"""Nanoseconds by which an interrupt may be older than its time says."""
 MAX_KNOWN = 1 << 17
 """Contents that are remembered, so that they are not stored again."""
 SHORT = 512
@@ -30,7 +53,18 @@ _WRITE = EventKind.WRITE.value
 _INTERRUPT = EventKind.INTERRUPT.value
 _IN_PLACE = EventFlags.IN_PLACE.value
 _pack_event = EVENT.pack
+_now = time.time_ns
 _STORED = EventFlags.STORED.value
+
+
+class AreaWatch(Protocol):
+    """Looks at the device's mappable areas."""
+
+    def before(self, message: Buffer) -> None:
+        """The client has sent ``message``, which is recorded and served next."""
+
+    def forget(self) -> None:
+        """Whatever is looked at next is new."""
 
 
 class Recorder:
@@ -43,13 +77,21 @@ class Recorder:
         self.messages = 0
         self.info = info
         self._ring = ring
+        self._section = 0
+        """Where in FILE its section begins."""
         self._early: list[bytes] | None = []
         self._events = bytearray()
         self._began = 0
         """When the first message came."""
-        self._events_began = 0
+        self._batch_began = 0
+        self._batch_until = 0
+        """The times of the events that are gathered."""
+        self._changes = bytearray()
+        """What a look at mappable areas has found so far."""
         self._known: dict[bytes, int] = {}
         self._copies = Copies()
+        self.areas: AreaWatch | None = None
+        """Who looks at mappable areas, if somebody does."""
 
     def start(self) -> None:
         """Begin a section with what has come so far; of several sessions, one at a time writes."""
@@ -57,18 +99,29 @@ class Recorder:
             early, self._early = self._early, None
             if self._ring.full:
                 self._ring.rotate()
-            self._begin(self.info, self._began or time.time_ns())
+            self._begin(self.info, self._began or _now())
             for block in early:
                 self._ring.append(block)
 
     def message(self, direction: Direction, data: Buffer, comment: str = "") -> None:
         """A whole message was received or sent."""
+        if self.areas is not None and direction is Direction.INBOUND:
+            self.areas.before(data)
+        self._said(MESSAGES, direction, data, comment)
+
+    def malformed(self, direction: Direction, data: bytes, reason: str, comment: str = "") -> None:
+        """What was received of a message whose framing is broken."""
+        self._said(ADDITIONS, direction, Malformed(reason, data).pack(), comment)
+
+    def _said(self, where: int, direction: Direction, data: Buffer, comment: str) -> None:
         if self._events:
             self._pack_events()
+        if self._changes:
+            self.looked_at_areas(whole=False)
         self.messages += 1
-        now = time.time_ns()
+        now = _now()
         self._began = self._began or now
-        block = packet(MESSAGES, now, data, direction, comment)
+        block = packet(where, now, data, direction, comment)
         if self._early is not None:
             self._early.append(block)
             return
@@ -80,7 +133,8 @@ class Recorder:
         """The device read ``data`` from guest memory."""
         size = len(data)
         events = self._events
-        if size > SHORT or not 0 < len(events) <= MAX_EVENTS:
+        in_batch = 0 < len(events) <= MAX_EVENTS and self._batch_began <= _now() <= self._batch_until
+        if size > SHORT or not in_batch:
             self._access(_READ, address, data)
             return
         events += _pack_event(_READ, 0, 0, size, address)  # the short way, since there are many of these
@@ -90,7 +144,8 @@ class Recorder:
         """The device wrote ``data`` to guest memory."""
         size = len(data)
         events = self._events
-        if size > SHORT or not 0 < len(events) <= MAX_EVENTS:
+        in_batch = 0 < len(events) <= MAX_EVENTS and self._batch_began <= _now() <= self._batch_until
+        if size > SHORT or not in_batch:
             self._access(_WRITE, address, data)
             return
         events += _pack_event(_WRITE, 0, 0, size, address)  # as for read()
@@ -114,13 +169,34 @@ class Recorder:
     def interrupt(self, index: int, vector: int) -> None:
         """The client was told of an interrupt."""
         self._make_room()
-        self._add(EVENT.pack(_INTERRUPT, 0, index, 0, vector))
+        self._add(EVENT.pack(_INTERRUPT, 0, index, 0, vector), INTERRUPT_TIME)
+
+    def area_changed(self, region: int, offset: int, data: memoryview) -> None:
+        """A look at mappable areas, which :meth:`looked_at_areas` ends, found other bytes than before."""
+        self._make_room()
+        if len(self._changes) > MAX_EVENTS:
+            self.looked_at_areas(whole=False)
+        if len(data) <= SHORT:
+            self._changes += AREA_CHANGE.pack(region, 0, len(data), offset)
+            self._changes += data
+        else:
+            stored = self._stored(data)
+            self._changes += AREA_CHANGE.pack(region, _STORED, len(data), offset) + stored
+
+    def looked_at_areas(self, *, whole: bool) -> None:
+        """Record what has been found; ``whole`` at the end of a look at all that is shown."""
+        if self._events:
+            self._pack_events()
+        self._ring.append(packet(ADDITIONS, _now(), trace.pack_look(self._changes, whole=whole)))
+        self._changes.clear()
 
     def flush(self) -> None:
         """Write what has been recorded, so that it outlives this process."""
         if self._early is None:
             if self._events:
                 self._pack_events()
+            if self._changes:
+                self.looked_at_areas(whole=False)
             self._ring.flush()
 
     def _access(self, kind: int, address: int, data: bytes | memoryview) -> None:
@@ -140,25 +216,32 @@ class Recorder:
 
     def _store(self, kind: int, flags: int, address: int, data: memoryview) -> None:
         self._make_room()
+        stored = self._stored(data)
+        self._add(EVENT.pack(kind, flags, 0, len(data), address) + stored)
+
+    def _stored(self, data: memoryview) -> bytes:
+        """What refers to ``data``, which is in the file already or is put there."""
         key = trace.digest(data)
         place = self._known.get(key)
         if place is None:
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
-            content = packet(RECORDS, time.time_ns(), trace.pack_content(key, data))
-            place = self._known[key] = self._ring.append(content)
-        self._add(EVENT.pack(kind, flags, 0, len(data), address) + STORED.pack(key, place))
+            content = packet(RECORDS, _now(), trace.pack_content(key, data))
+            place = self._known[key] = self._ring.append(content) - self._section
+        return STORED.pack(key, place)
 
-    def _add(self, event: bytes) -> None:
-        if not self._events:
-            self._events_began = time.time_ns()
-        elif len(self._events) > MAX_EVENTS:
+    def _add(self, event: bytes, within: int = BATCH_TIME) -> None:
+        """One more event, whose time is known to ``within`` ns."""
+        now = _now()
+        if self._events and (len(self._events) > MAX_EVENTS or not 0 <= now - self._batch_began <= within):
             self._pack_events()
-            self._events_began = time.time_ns()
+        if not self._events:
+            self._batch_began = now
+            self._batch_until = now + BATCH_TIME
         self._events += event
 
     def _pack_events(self) -> None:
-        self._ring.append(packet(RECORDS, self._events_began, trace.pack_events(self._events)))
+        self._ring.append(packet(RECORDS, self._batch_began, trace.pack_events(self._events)))
         self._events.clear()
 
     def _make_room(self) -> None:
@@ -166,6 +249,8 @@ class Recorder:
         if self._ring.full:
             if self._events:
                 self._pack_events()
+            if self._changes:
+                self.looked_at_areas(whole=False)
             self._continue()
 
     def _continue(self) -> None:
@@ -173,10 +258,14 @@ class Recorder:
         self._ring.rotate()
         self._known.clear()
         self._copies.forget()
-        self._begin(replace(self.info, continued=True), time.time_ns())
+        if self.areas is not None:
+            self.areas.forget()
+        self._begin(replace(self.info, continued=True), _now())
 
     def _begin(self, info: SessionInfo, now: int) -> None:
-        self._ring.append(section(APPLICATION))
+        self._section = self._ring.append(section(APPLICATION))
         self._ring.append(interface(LINKTYPE_USER0, "vfio-user"))
         self._ring.append(interface(LINKTYPE_USER1, "records"))
+        self._ring.append(interface(LINKTYPE_USER2, "additions"))
+        info = replace(info, recording=self._ring.recording, file=self._ring.files_written)
         self._ring.append(packet(RECORDS, now, info.pack()))

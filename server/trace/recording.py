@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 
 import trio
 
@@ -29,17 +30,21 @@ class Recording:
         self._active: Recorder | None = None
 
     @property
-    def bytes_written(self) -> int:
-        """Bytes of the trace so far, also of its files that are gone."""
-        return self._ring.bytes_written
+    def ring(self) -> TraceRing:
+        """The files that are written."""
+        return self._ring
 
     def make_socket(self, client: socket.socket, max_fds: int, max_data: int) -> RecordingSocket:
         """Take a connected client over, for a session of its own; messages have ``max_data`` bytes of data."""
         return RecordingSocket(client, max_fds, Recorder(self._ring, self._info), max_data)
 
-    def start(self, recorder: Recorder) -> None:
-        """The client of ``recorder`` has the device: this is the session that is written."""
+    def start(self, recorder: Recorder, *, areas: bool = False) -> None:
+        """The client of ``recorder`` has the device: this is the session that is written.
+
+        ``areas``: whether the device has some that the client may map.
+        """
         self._active = recorder
+        recorder.info = replace(recorder.info, areas=areas)
         recorder.start()
 
     def finish(self, recorder: Recorder) -> None:
@@ -77,7 +82,11 @@ class RecordingSocket(MessageSocket):
         return RecordingSocket(sock, 0, self.recorder, self._max_data, twin=True)
 
     def _read(self, buffers: list[memoryview]) -> int:
-        count = super()._read(buffers)
+        try:
+            count = super()._read(buffers)
+        except ProtocolError as error:
+            self._break_off(error.reason, bytes(self.view[: self.cut_off]))
+            raise
         if count > 0 and not self._broken:
             self._record(self.view[:count])
         return count
@@ -93,11 +102,26 @@ class RecordingSocket(MessageSocket):
         try:
             for message in received:
                 self.recorder.message(Direction.INBOUND, whole(message), self._said_of(message.fds))
-        except ProtocolError:
-            self._broken = True  # and so is the connection
+        except ProtocolError as error:
+            self._break_off(error.reason)  # and so does the connection
+
+    def _break_off(self, reason: str, more: bytes = b"") -> None:
+        """What has come and is no message; ``more`` was not fed to the decoder."""
+        if self._broken:
+            return
+        self._broken = True
+        received = self._received
+        fds = [*received.take_fds(), *(self.fds if more else ())]
+        self.recorder.malformed(Direction.INBOUND, received.rest + more, reason, self._said_of(fds))
 
     def _said_of(self, fds: Sequence[int]) -> str:
         return message_facts(fds, twin=self._twin) if fds else self._comment
+
+    def close(self) -> None:
+        """As the base class; a message that has not ended is recorded as what is none, unless it was the first."""
+        if self._received.in_message and self.recorder.messages:
+            self._break_off("the connection ended in the middle of a message")
+        super().close()
 
     def send(self, data: memoryview | bytes, fds: Sequence[int] = ()) -> None:
         """As the base class. ``data`` is one whole message."""

@@ -2,11 +2,17 @@
 
 FILE is what is written now. Where a limit is set, and a fourth of it is full, FILE becomes FILE.1, what was FILE.1
 becomes FILE.2, and so on; what was FILE.3 is gone. Each file can be read by itself.
+
+What was in the files before is lost, so that only traces are replaced, and none to which somebody is recording: FILE
+is locked (flock) as long as it is written.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import select
 import stat
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,13 +25,22 @@ FILES = 4
 BUFFER = 256 << 10
 """Bytes that are kept back at most, until there is time to write them."""
 MIN_LIMIT = 4 << 20
+DEFAULT_LIMIT = "1G"
+"""What the command line says where ``--trace-limit`` is not given."""
+PCAPNG_MAGIC = b"\x0a\x0d\x0d\x0a"
+"""How a trace begins: the type of a section header block."""
+PIPE_SECONDS = 1.0
+"""How long the reader of a pipe may let the device wait."""
 
 
 def parse_limit(text: str) -> int | None:
     """What ``--trace-limit`` says: bytes of all files together, None for no limit. Raises ValueError."""
     if text == "none":
         return None
-    limit = size(text)
+    try:
+        limit = size(text)
+    except ValueError as error:
+        raise ValueError(f"--trace-limit {text}: write for example 256M, or none") from error
     if limit < MIN_LIMIT:
         raise ValueError(f"--trace-limit {text}: give at least {MIN_LIMIT >> 20}M, or none")
     return limit
@@ -34,12 +49,15 @@ def parse_limit(text: str) -> int | None:
 class TraceRing:
     """Appends blocks to FILE. Not being able to write ends the recording, and nothing else."""
 
-    def __init__(self, path: Path, limit: int | None = None) -> None:
-        """Begin FILE anew, and remove its predecessors. ``limit``: bytes of all files together. Raises OSError.
+    def __init__(self, path: Path, limit: int | None = None, *, begin: bool = True) -> None:
+        """Open FILE, and :meth:`begin` unless told otherwise. ``limit``: bytes of all files together.
 
-        What is no regular file (/dev/null, a pipe) has no limit, since it could not be renamed.
+        What is no regular file (/dev/null, a pipe) has no limit, since it could not be renamed. Raises OSError, also
+        where there is something else than a trace in a file, or somebody records to FILE; then nothing is lost.
         """
         self.path = path
+        self.recording = os.urandom(8).hex()
+        """What tells these files from those of other recordings."""
         self.error: OSError | None = None
         """Why nothing is recorded any more."""
         self.when_failed: Callable[[OSError], None] = _nobody
@@ -50,17 +68,26 @@ class TraceRing:
         """Bytes of all files together."""
         self._buffer = bytearray()
         self._flushed = 0
-        self._fd = _create(path)
         self._share: int | None = None
+        self._fd = _open(path)
         try:
             if stat.S_ISREG(os.fstat(self._fd).st_mode):
                 self.limit = None if limit is None else max(limit, MIN_LIMIT)
                 self._share = None if self.limit is None else self.limit // FILES
-                for number in range(1, FILES):
-                    _numbered(path, number).unlink(missing_ok=True)
+                for older in self._older:
+                    _refuse_others(older)
+            if begin:
+                self.begin()
         except OSError:
             os.close(self._fd)
             raise
+
+    def begin(self) -> None:
+        """Empty FILE, and remove its predecessors. Raises OSError."""
+        if stat.S_ISREG(os.fstat(self._fd).st_mode):
+            _empty(self._fd)
+            for older in self._older:
+                older.unlink(missing_ok=True)
 
     @property
     def full(self) -> bool:
@@ -98,13 +125,18 @@ class TraceRing:
             with memoryview(self._buffer) as rest:
                 done = 0
                 while done < len(rest):
-                    taken = os.write(self._fd, rest[done:])
+                    with rest[done:] as piece:
+                        taken = self._write(piece)
                     done += taken
                     self.bytes_written += taken
         except OSError as error:
             self._fail(error)
         self._flushed += len(self._buffer)
         self._buffer.clear()
+
+    @property
+    def _older(self) -> list[Path]:
+        return [numbered(self.path, number) for number in range(1, FILES)]
 
     def rotate(self) -> None:
         """Begin a new FILE; the oldest of its predecessors goes."""
@@ -113,10 +145,10 @@ class TraceRing:
             return
         try:
             for number in range(FILES - 1, 0, -1):
-                older = self.path if number == 1 else _numbered(self.path, number - 1)
+                older = self.path if number == 1 else numbered(self.path, number - 1)
                 with suppress(FileNotFoundError):
-                    older.replace(_numbered(self.path, number))
-            fd = _create(self.path)
+                    older.replace(numbered(self.path, number))
+            fd = _open(self.path, os.O_EXCL)
         except OSError as error:
             self._fail(error)
             return
@@ -130,26 +162,82 @@ class TraceRing:
         self.flush()
         os.close(self._fd)
 
+    def _write(self, data: memoryview) -> int:
+        try:
+            return os.write(self._fd, data)
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(self._fd, select.POLLOUT)
+            if poll.poll(1000 * PIPE_SECONDS):
+                return os.write(self._fd, data)
+            raise TimeoutError(errno.ETIMEDOUT, "its reader has stopped reading", str(self.path)) from None
+
     def _fail(self, error: OSError) -> None:
         self.error = error
         self.when_failed(error)
 
 
-def _create(path: Path) -> int:
-    # Traces hold what was in the guest's memory, so they are for their owner alone, also where the file was there.
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+def numbered(path: Path, number: int) -> Path:
+    """What ``path`` is called after so many new files."""
+    return path.with_name(f"{path.name}.{number}")
+
+
+def _open(path: Path, flags: int = 0) -> int:
+    """What is to be written; a regular file is locked, and what is in it is left. Raises OSError."""
+    regular = not path.exists() or path.is_file()
+    # A pipe must not keep this waiting for its reader, neither now nor later.
+    access = os.O_RDWR if regular else os.O_WRONLY | os.O_NONBLOCK
     try:
-        mode = os.fstat(fd).st_mode
-        if stat.S_ISREG(mode) and mode & (stat.S_IRWXG | stat.S_IRWXO):
-            os.fchmod(fd, stat.S_IMODE(mode) & stat.S_IRWXU)
+        fd = os.open(path, access | flags | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(
+                errno.ENXIO, "nobody reads from there: start the reader first", str(path)
+            ) from error
+        raise
+    try:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            _lock(fd, path)
+            _refuse_others(path)
     except OSError:
         os.close(fd)
         raise
     return fd
 
 
-def _numbered(path: Path, number: int) -> Path:
-    return path.with_name(f"{path.name}.{number}")
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BlockingIOError(
+            error.errno, "somebody is recording to it: give another file", str(path)
+        ) from error
+    except OSError:
+        return  # a file system without locks
+
+
+def _refuse_others(path: Path) -> None:
+    """Raises OSError where there is something that may be worth more than a trace."""
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            start = file.read(len(PCAPNG_MAGIC)) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
+    except FileNotFoundError:
+        return
+    if start is None or start != PCAPNG_MAGIC[: len(start)]:
+        what = "is there and is no trace: give another name, or remove it"
+        raise FileExistsError(errno.EEXIST, what, str(path))
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # whatever it is
+
+
+def _empty(fd: int) -> None:
+    # Traces hold what was in the guest's memory, so they are for their owner alone, also where the file was there.
+    mode = os.fstat(fd).st_mode
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        os.fchmod(fd, stat.S_IMODE(mode) & stat.S_IRWXU)
+    os.ftruncate(fd, 0)
 
 
 def _nobody(_error: OSError) -> None:

@@ -274,3 +274,38 @@ def test_how_much_is_missing_leads_from_header_to_header() -> None:
     assert decoder.missing == HEADER_SIZE - 5
     decoder.feed(data[5:50])
     assert decoder.missing == len(data) - 50
+
+
+@given(streams, st.sampled_from([0, 15, MAX_SIZE + 1, 2**32 - 1]), st.lists(st.integers(1, 100), min_size=1))
+def test_what_has_come_of_the_message_that_ends_the_stream_is_kept(
+    stream: list[Sent], size: int, sizes: list[int]
+) -> None:
+    broken = HEADER.pack(7, 9, size, 0, 0) + b"what follows"
+    data = b"".join(message.encode(number) for number, message in enumerate(stream)) + broken
+    decoder = Decoder(MAX_SIZE)
+    cycle, at = iter(sizes * 1000), 0
+    while decoder.refused is None:
+        read = next(cycle)
+        decoder.feed(data[at : at + read])
+        at += read
+    # The header, and what came in one read with its end.
+    assert decoder.rest == broken[: len(broken) - max(len(data) - at, 0)]
+    assert len(decoder.rest) >= HEADER_SIZE
+
+
+def test_a_message_with_too_many_file_descriptors_is_kept() -> None:
+    message = Sent(b"data").encode(1)
+    decoder = Decoder(MAX_SIZE, max_fds=2)
+    decoder.feed(message, [3, 4, 5])
+    with pytest.raises(ProtocolError):
+        decoder.next_message()
+    assert decoder.rest == message
+
+
+def test_what_has_come_of_a_message_in_progress_is_kept() -> None:
+    message = Sent(b"data").encode(1)
+    decoder = Decoder(MAX_SIZE)
+    decoder.feed(message + message[:-1])
+    assert decoder.rest == message[:-1]
+    decoder.feed(message[-1:])
+    assert decoder.rest == b""

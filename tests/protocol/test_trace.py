@@ -14,26 +14,33 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from protocol.trace import (
+    AREA_CHANGE,
     EVENT,
     HASH_SIZE,
     MAX_CONTENT,
     MAX_INLINE,
     STORED,
     Access,
+    AreaChange,
+    AreaLook,
     Content,
     Event,
     EventFlags,
     EventKind,
     Interrupt,
+    Malformed,
     RecordKind,
     SessionInfo,
     TraceError,
     digest,
+    may_be_skipped,
     pack_content,
     pack_events,
+    pack_look,
     unpack,
     unpack_content,
     unpack_events,
+    unpack_look,
 )
 
 infos = st.builds(
@@ -44,6 +51,9 @@ infos = st.builds(
     memory=st.booleans(),
     interrupts=st.booleans(),
     continued=st.booleans(),
+    areas=st.booleans(),
+    recording=st.text(),
+    file=st.integers(0, 2**32),
 )
 u16, u64 = st.integers(0, 2**16 - 1), st.integers(0, 2**64 - 1)
 hashes = st.binary(min_size=HASH_SIZE, max_size=HASH_SIZE)
@@ -58,6 +68,16 @@ stored = st.builds(
     Access, st.booleans(), u64, st.integers(0, MAX_CONTENT), st.none(), hashes, u64, st.booleans()
 )
 events: st.SearchStrategy[Event] = inline | stored | st.builds(Interrupt, u16, u64)
+
+area_changes = st.builds(
+    lambda region, offset, data: AreaChange(region, offset, len(data), data), u16, u64, st.binary(max_size=50)
+) | st.builds(AreaChange, u16, u64, st.integers(0, MAX_CONTENT), st.none(), hashes, u64)
+
+
+def packed_change(change: AreaChange) -> bytes:
+    """A change of a mappable area as the docstring of the module has it."""
+    head = pack("<HHIQ", change.region, change.data is None, change.length, change.offset)
+    return head + (pack("<16sQ", change.digest, change.place) if change.data is None else change.data)
 
 
 def packed(event: Event) -> bytes:
@@ -101,7 +121,7 @@ def test_a_session_is_read_as_it_was_written(info: SessionInfo) -> None:
 
 
 def test_a_session_is_json_behind_its_kind() -> None:
-    payload = SessionInfo("vgpud serve", "virtio-gpu", "native", memory=True).pack()
+    payload = SessionInfo("vgpud serve", "virtio-gpu", "native", memory=True, recording="a", file=3).pack()
     assert payload[:4] == b"\x01\0\0\0"
     assert json.loads(payload[4:]) == {
         "recorder": "vgpud serve",
@@ -110,6 +130,9 @@ def test_a_session_is_json_behind_its_kind() -> None:
         "memory": True,
         "interrupts": False,
         "continued": False,
+        "areas": False,
+        "recording": "a",
+        "file": 3,
     }
 
 
@@ -133,6 +156,8 @@ def test_what_a_session_does_not_say_is_unknown_and_what_is_unknown_is_skipped()
         b'{"recorder": ["a"]}',
         b'{"memory": 1}',
         b'{"memory": "true"}',
+        b'{"file": true}',
+        b'{"file": "1"}',
         b'{"continued": null}',
         b'{"device": NaN}',
         b'{"device": ' + b"9" * 5000 + b"}",
@@ -263,7 +288,7 @@ def test_an_event_that_cannot_be_is_refused(payload: bytes) -> None:
     refused(lambda: list(unpack_events(payload)))
 
 
-@pytest.mark.parametrize("payload", [b"", b"\x01", b"\x01\0\0", bytes(4), b"\x04\0\0\0", b"\xff\0\0\0data"])
+@pytest.mark.parametrize("payload", [b"", b"\x01", b"\x01\0\0", bytes(4), b"\x06\0\0\0", b"\xff\0\0\0data"])
 def test_a_record_of_no_known_kind_is_refused(payload: bytes) -> None:
     refused(lambda: unpack(payload))
 
@@ -272,7 +297,50 @@ def all_of(payload: bytes) -> list[Event]:
     return list(unpack_events(payload))
 
 
-readers = st.sampled_from([unpack, SessionInfo.unpack, unpack_content, all_of])
+@given(st.booleans(), st.lists(area_changes))
+def test_changes_of_areas_are_read_in_the_layout_that_is_documented(
+    whole: bool, changes: list[AreaChange]
+) -> None:
+    payload = pack_look(b"".join(map(packed_change, changes)), whole=whole)
+    assert payload[:8] == b"\x05\0\0\0" + bytes([whole, 0, 0, 0])
+    assert unpack_look(rest_of(payload, RecordKind.AREAS)) == AreaLook(whole, tuple(changes))
+
+
+@given(st.lists(area_changes, min_size=1, max_size=5), st.data())
+def test_changes_of_areas_that_are_cut_off_are_refused(
+    changes: list[AreaChange], data: st.DataObject
+) -> None:
+    payload = bytes(4) + b"".join(map(packed_change, changes))
+    last = len(packed_change(changes[-1]))
+    refused(lambda: unpack_look(payload[: -data.draw(st.integers(1, last - 1))]))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        bytes(3),
+        bytes(4) + AREA_CHANGE.pack(0, 0, 2**32 - 1, 0),
+        bytes(4) + AREA_CHANGE.pack(0, 0, MAX_INLINE + 1, 0) + bytes(MAX_INLINE + 1),
+        bytes(4) + AREA_CHANGE.pack(0, EventFlags.STORED, MAX_CONTENT + 1, 0) + bytes(STORED.size),
+        bytes(4) + AREA_CHANGE.pack(0, EventFlags.STORED, 1, 0) + bytes(STORED.size - 1),
+    ],
+)
+def test_a_look_that_cannot_be_is_refused(payload: bytes) -> None:
+    refused(lambda: unpack_look(payload))
+
+
+@pytest.mark.parametrize(
+    ("payload", "skipped"),
+    [(b"\x06\0\0\0", True), (b"\xff\0\0\0data", True), (b"\x05\0\0\0", False), (b"\x06\0\0", False)],
+)
+def test_only_whole_records_of_no_known_kind_may_be_skipped(payload: bytes, skipped: bool) -> None:
+    assert may_be_skipped(payload) == skipped
+
+
+readers = st.sampled_from(
+    [unpack, SessionInfo.unpack, unpack_content, all_of, unpack_look, Malformed.unpack, may_be_skipped]
+)
 
 
 @given(st.binary(max_size=200), readers)

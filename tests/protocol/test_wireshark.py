@@ -146,6 +146,7 @@ ENUMS: list[tuple[str, type[IntEnum]]] = [
     ("vgpud.kind", RecordKind),
     ("vgpud.event.kind", EventKind),
     ("vgpud.event.index", PciIrq),
+    ("vgpud.area.region", PciRegion),
 ]
 
 

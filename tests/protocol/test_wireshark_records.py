@@ -8,12 +8,24 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from protocol import trace
-from protocol.trace import EVENT, STORED, Access, EventFlags, EventKind, Interrupt, RecordKind, SessionInfo
+from protocol.pcapng import Direction
+from protocol.trace import (
+    AREA_CHANGE,
+    EVENT,
+    STORED,
+    Access,
+    EventFlags,
+    EventKind,
+    Interrupt,
+    RecordKind,
+    SessionInfo,
+)
 from tests.protocol.strategies import data, u16, u64
-from tests.protocol.tshark import Row, record_capture, rows, tshark
+from tests.protocol.tshark import Capture, Row, record_capture, rows, tshark
 from tests.protocol.wireshark_examples import draw
 
 HASH = bytes(range(16))
+lengths = st.integers(0, trace.MAX_CONTENT)
 
 
 def fields_of(row: Row) -> Row:
@@ -26,7 +38,7 @@ def events(draw: st.DrawFn) -> bytes:
     if kind is EventKind.INTERRUPT:
         return EVENT.pack(kind, 0, draw(u16), 0, draw(u64))
     if draw(st.booleans()):
-        length = draw(st.integers(0, trace.MAX_CONTENT))
+        length = draw(lengths)
         stored = STORED.pack(draw(st.binary(min_size=16, max_size=16)), draw(u64))
         in_place = EventFlags.IN_PLACE if kind is EventKind.READ and draw(st.booleans()) else 0
         return EVENT.pack(kind, EventFlags.STORED | in_place, 0, length, draw(u64)) + stored
@@ -114,14 +126,88 @@ def test_the_info_column_lists_the_first_events(tmp_path: Path) -> None:
     assert "and 2 more" in str(shown[1]["_ws.col.Info"])
 
 
+@st.composite
+def changes(draw: st.DrawFn) -> bytes:
+    region, offset = draw(u16), draw(u64)
+    if draw(st.booleans()):
+        stored = STORED.pack(draw(st.binary(min_size=16, max_size=16)), draw(u64))
+        return AREA_CHANGE.pack(region, EventFlags.STORED, draw(lengths), offset) + stored
+    content = draw(data)
+    return AREA_CHANGE.pack(region, 0, len(content), offset) + content
+
+
+def expected_look(payload: bytes) -> Row:
+    """What our decoder makes of a look at mappable areas."""
+    look = trace.unpack_look(trace.unpack(payload)[1])
+    shown: Row = {"vgpud.kind": [RecordKind.AREAS], "vgpud.areas.whole": [look.whole]}
+    for change in look.changes:
+        stored = change.data is None
+        rest: Row = {
+            "vgpud.area.region": [change.region],
+            "vgpud.area.flags": [int(stored)],
+            "vgpud.area.flags.stored": [stored],
+            "vgpud.area.length": [change.length],
+            "vgpud.area.offset": [change.offset],
+        }
+        if stored:
+            rest |= {"vgpud.area.hash": [change.digest], "vgpud.area.place": [change.place]}
+        elif change.data:
+            rest |= {"vgpud.area.data": [change.data]}
+        for name, values in rest.items():
+            shown[name] = shown.get(name, []) + values
+    return shown
+
+
+def test_every_field_of_every_change_of_an_area_is_what_the_decoder_reads(tmp_path: Path) -> None:
+    capture = Capture()
+    looks = draw(st.tuples(st.booleans(), st.lists(changes(), max_size=9)), 200)
+    records = [trace.pack_look(b"".join(some), whole=whole) for whole, some in looks]
+    for record in records:
+        capture.addition(record)
+    for record, row in zip(records, rows(capture.write(tmp_path / "file.pcapng")), strict=True):
+        assert fields_of(row) == expected_look(record)
+        assert row["_ws.expert.severity"] == row["_ws.malformed"] == []
+        assert row["_ws.col.Protocol"] == ["VGPUD"]
+
+
+def test_a_change_of_an_area_leads_to_the_content_that_it_refers_to(tmp_path: Path) -> None:
+    capture = Capture()
+    capture.record(trace.pack_content(HASH, b"hello"))
+    change = AREA_CHANGE.pack(0, EventFlags.STORED, 5, 0x1000) + STORED.pack(HASH, 99)
+    capture.addition(trace.pack_look(change + AREA_CHANGE.pack(2, 0, 1, 7) + b"x", whole=True))
+    _, row = rows(capture.write(tmp_path / "file.pcapng"), "-2")
+    assert row["vgpud.area.content_in"] == [1]
+    assert row["_ws.col.Info"] == ["AREAS BAR0 0x1000+0x5, BAR2 0x7+0x1 (whole)"]
+
+
+def test_what_is_no_message_is_malformed_for_the_reason_that_was_recorded(tmp_path: Path) -> None:
+    capture = Capture()
+    reason = "a message of 3 bytes is shorter than its header"
+    capture.addition(trace.Malformed(reason, b"\x09\0what came").pack(), Direction.INBOUND)
+    [row] = rows(capture.write(tmp_path / "file.pcapng"))
+    assert fields_of(row) == {
+        "vgpud.kind": [RecordKind.MALFORMED],
+        "vgpud.framing.reason": [reason],
+        "vgpud.framing.received": [b"\x09\0what came"],
+        "vgpud.malformed": row["vgpud.malformed"],
+    }
+    assert row["vgpud.malformed"]
+    assert reason in row["_ws.expert.message"]
+    assert row["_ws.col.Info"] == [f"MALFORMED 11 bytes [malformed: {reason}]"]
+
+
 MALFORMED = {
     "empty": b"",
     "kind": b"\1",
-    "unknown": b"\4\0\0\0",
+    "unknown": b"\6\0\0\0",
     "content": b"\2\0\0\0" + HASH,
     "event": trace.pack_events(EVENT.pack(1, 0, 0, 0, 0)[:-1]),
     "event kind": trace.pack_events(EVENT.pack(4, 0, 0, 0, 0)),
     "data": trace.pack_events(EVENT.pack(1, 0, 0, 4, 0) + b"abc"),
+    "change": trace.pack_look(AREA_CHANGE.pack(0, 0, 4, 0)[:-1], whole=True),
+    "changed data": trace.pack_look(AREA_CHANGE.pack(0, 0, 4, 0) + b"abc", whole=True),
+    "look": b"\5\0\0\0\1\0\0",
+    "reason": b"\4\0\0\0\5\0abc",
     "stored": trace.pack_events(EVENT.pack(1, 1, 0, 4, 0) + HASH),
 }
 

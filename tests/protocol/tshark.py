@@ -64,7 +64,7 @@ def field_types() -> dict[str, str]:
 
 
 class Capture:
-    """A file in the making, with the two interfaces of a trace. Frames are counted from 1."""
+    """A file in the making, with the interfaces of a trace. Frames are counted from 1."""
 
     def __init__(self) -> None:
         self.frames = 0
@@ -77,6 +77,7 @@ class Capture:
             pcapng.section("tests")
             + pcapng.interface(pcapng.LINKTYPE_USER0, "messages")
             + pcapng.interface(pcapng.LINKTYPE_USER1, "events")
+            + pcapng.interface(pcapng.LINKTYPE_USER2, "additions")
         )
 
     def message(
@@ -89,6 +90,10 @@ class Capture:
     def record(self, data: bytes) -> int:
         """Add a packet of the second interface."""
         return self.block(pcapng.packet(1, self.time, data))
+
+    def addition(self, data: bytes, direction: Direction = Direction.UNKNOWN) -> int:
+        """Add a packet of the third interface."""
+        return self.block(pcapng.packet(2, self.time, data, direction))
 
     def block(self, block: bytes) -> int:
         """Add a block that is a packet."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import random
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from PIL import Image, ImageChops
 
 from devices.bochs_display import BochsDisplay, BochsDisplayOptions
 from protocol import PciRegion, RegionFlags, SparseArea, SparseMmap
@@ -142,13 +144,24 @@ async def run(*arguments: str) -> str:
     return done.stdout.decode()
 
 
+def pictures_in(trace: Path, folder: Path) -> list[Image.Image]:
+    """What ``vgpud trace export --frames`` has made of a trace, in order."""
+    pictures = []
+    for file in sorted(folder.iterdir()):
+        with Image.open(file) as picture:
+            pictures.append(picture.convert("RGB"))
+    assert pictures, trace
+    return pictures
+
+
 @on_both_transports
-async def test_a_recorded_session_shows_and_replays_without_the_pixels(
+async def test_a_recorded_session_shows_replays_and_gives_the_pictures_that_were_on_the_screen(
     tmp_path: Path, transport: str
 ) -> None:
     trace = tmp_path / "trace.pcapng"
     options = ("--transport", transport, "--trace", str(trace))
     device = f"bochs-display,width=1024,height=768,vgamem={VRAM_SIZE}"
+    noise = random.Random(1).randbytes(4 * WIDTH * HEIGHT)  # noqa: S311
     async with (
         serving(tmp_path, *options, device=device) as server,
         open_client(server.device) as client,
@@ -157,16 +170,34 @@ async def test_a_recorded_session_shows_and_replays_without_the_pixels(
         await client.region_read(MMIO, 0x500, 2)
         await set_mode(client)
         framebuffer[: 4 * WIDTH * HEIGHT] = RED * (WIDTH * HEIGHT)
+        first = compose(await capture(server.control)).convert("RGB")
+        assert first.getpixel((0, 0)) == (255, 0, 0)
+        await client.reset()
+        await set_mode(client)
+        framebuffer[: len(noise)] = noise
+        # What was drawn is read by message, also where it is not on the screen.
+        framebuffer[VRAM_SIZE // 2 : VRAM_SIZE // 2 + 4] = RED
+        assert await client.region_read(VRAM, VRAM_SIZE // 2, 4) == RED
         await client.region_write(VRAM, VRAM_SIZE // 2, GREEN)
-        assert (await client.region_read(VRAM, VRAM_SIZE // 2, 4)) == GREEN
-        assert compose(await capture(server.control)).getpixel((0, 0)) == (255, 0, 0)
+        assert await client.region_read(VRAM, VRAM_SIZE // 2, 4) == GREEN
+        framebuffer[8:12] = GREEN
+        assert await client.region_read(VRAM, 4, 12) == noise[4:8] + GREEN + noise[12:16]
+        last = compose(await capture(server.control)).convert("RGB")
     shown = await run("trace", "show", str(trace))
     assert "BAR2 dispi.id 0xb0c5" in shown
     assert "BAR2 dispi.xres 0x0040" in shown
     assert f"BAR0 framebuffer+{VRAM_SIZE // 2} 0x0000ff00" in shown
+    events = await run("trace", "show", "--events", str(trace))
+    assert (
+        f"{'mapped write':<24} BAR0 {VRAM_SIZE // 2 + 2:#x}-{VRAM_SIZE // 2 + 2:#x} (1 byte) 0xff" in events
+    )
     for other in TRANSPORTS:
         replayed = await run("trace", "replay", "--serve", "recorded", "--transport", other, str(trace))
         assert "all as recorded" in replayed
+    await run("trace", "export", "--frames", str(tmp_path / "frames"), str(trace))
+    pictures = pictures_in(trace, tmp_path / "frames")
+    assert ImageChops.difference(pictures[-1], last).getbbox() is None
+    assert any(picture.size == first.size and picture.tobytes() == first.tobytes() for picture in pictures)
 
 
 def test_a_server_that_ends_closes_its_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

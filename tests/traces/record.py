@@ -1,20 +1,24 @@
-"""Records the traces that ship with the tests anew: ``python -m tests.traces.record FOLDER``.
+"""Records the traces that ship with the tests anew: ``python -m tests.traces.record FOLDER [NAME ...]``.
 
-Real guests under QEMU, with a stock kernel and its virtio-gpu driver; small screens make small files.
+Real guests under QEMU, with a stock kernel and its virtio-gpu driver; small screens make small files. And one with
+libvfio-user's sample of a GPIO card (``make libvfio-user``), through the proxy.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
+from server.guest.machine import vfio_user_pci
 from server.guest.run import Guest
 from tests.guest.support import GuestParts, find_parts
+from tests.guest.test_trace_proxy import GPIO_SLOT, gpio_server, recording, use_gpio
 from tests.guest.virtual_gpu import Server, drawn_pattern, serving
 
 MODE = "640x480"
@@ -44,6 +48,7 @@ SCENES = {
     "modetest-blob": Scene(_draw, f"{DEVICE},blob=on"),
     "viommu": Scene(_nothing, iommu=True),
 }
+GPIO = "gpio"
 
 
 async def record(parts: GuestParts, scene: Scene, trace: Path) -> None:
@@ -57,13 +62,28 @@ async def record(parts: GuestParts, scene: Scene, trace: Path) -> None:
             await scene.act(guest, server)
 
 
-async def main(folder: Path) -> None:
-    """Record all."""
+async def record_gpio(parts: GuestParts, trace: Path) -> None:
+    """Record what a guest does with the GPIO card, with ``--full``."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        async with gpio_server(folder) as server, recording(folder, server, "--full") as proxy:
+            async with parts.boot(vfio_user_pci(proxy.path, addr=hex(GPIO_SLOT))) as guest:
+                await use_gpio(guest)
+            await proxy.process.wait()  # QEMU is gone
+        shutil.move(proxy.trace, trace)
+
+
+async def main(folder: Path, names: Sequence[str]) -> None:
+    """Record those of ``names``, or all."""
     with tempfile.TemporaryDirectory() as name:
         parts = find_parts(Path(name))
-        for scene, what in SCENES.items():
-            await record(parts, what, folder / f"{scene}.pcapng")
+        for scene in names or (*SCENES, GPIO):
+            trace = folder / f"{scene}.pcapng"
+            if scene == GPIO:
+                await record_gpio(parts, trace)
+            else:
+                await record(parts, SCENES[scene], trace)
 
 
 if __name__ == "__main__":
-    trio.run(main, Path(sys.argv[1]))
+    trio.run(main, Path(sys.argv[1]), sys.argv[2:])

@@ -1,8 +1,9 @@
 """``vgpud trace diff``: what differs between two recordings, message by message.
 
-Compared is what messages say (:mod:`server.trace.diff.meaning`), not when, and not events. The exit status is 0 where
-nothing differs and 1 where something does; as with all of vgpud, it is also 1, with a line on standard error, where a
-file cannot be read.
+Compared is what messages say (:mod:`server.trace.diff.meaning`), not when, each reply with the one to the same request
+(:mod:`server.trace.diff.exchanges`); with ``--events`` also guest memory and interrupts; not what was in areas that the
+client had mapped, which is found at any time. The exit status is 0 where nothing differs and 1 where something does; as
+with all of vgpud, it is also 1, with a line on standard error, where a file cannot be read.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from server.trace.diff.resynchronising import find_far
 from server.trace.diff.sides import MAX_ITEMS, Side
 from server.trace.reader import TraceReader
 from server.trace.show.output import standard_output, warn_cut_short
+from server.trace.show.value_text import plural
 
 
 def run_diff(arguments: argparse.Namespace) -> int:
     """Print what differs; the exit status. Raises TraceError, after what comes before the damage, and OSError."""
     with TraceReader(arguments.a) as reader_a, TraceReader(arguments.b) as reader_b:
-        a, b = Side(reader_a), Side(reader_b)
+        a, b = (Side(reader, events=arguments.events) for reader in (reader_a, reader_b))
         with standard_output() as output:
-            report = Report(output, max(arguments.context, 0), arguments.a, arguments.b)
+            report = Report(output, arguments.context, arguments.a, arguments.b, events=arguments.events)
             Comparison(a, b, report).run()
             report.summary()
         for side in (a, b):
@@ -70,7 +72,9 @@ class Comparison:
         jump = find_far(self._a, self._b)
         if jump is not None and jump.a + jump.b:
             self._blocks = 1
-            self._report.note(f"{jump.a} messages of A and {jump.b} of B, behind which they are equal again")
+            self._report.note(
+                f"{plural(jump.a, 'message')} of A and {jump.b} of B, behind which they are equal again"
+            )
             self._skip(jump.a, jump.b)
             return
         most = MAX_ITEMS * self._blocks

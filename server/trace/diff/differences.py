@@ -7,23 +7,43 @@ what differs, as ``[data: 0x00 -> 0x01]``.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from server.trace.diff.meaning import differences
+from server.trace.diff.meaning import data_differences, differences
 from server.trace.diff.sides import Item
 from server.trace.show.names import printable
+from server.trace.show.value_text import plural
+
+
+@dataclass(slots=True)
+class Counts:
+    """How many are the same in both, and how many are not."""
+
+    equal: int = 0
+    changed: int = 0
+    only: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
+    """In A (True) and in B."""
+
+    def text(self, what: str) -> str:
+        """``5 messages equal, 1 differ, 0 only in A, 2 only in B``."""
+        return (
+            f"{plural(self.equal, what)} equal, {self.changed} differ, "
+            f"{self.only[True]} only in A, {self.only[False]} only in B"
+        )
 
 
 class Report:
     """Writes what differs as it is told, with ``context`` equal messages around."""
 
-    def __init__(self, output: TextIO, context: int, a: Path, b: Path) -> None:
+    def __init__(self, output: TextIO, context: int, a: Path, b: Path, *, events: bool = False) -> None:
+        """``events``: those are compared, too."""
         self.differs = False
-        self.equal_messages = 0
-        self.changed_messages = 0
-        self.only_messages = {True: 0, False: 0}
-        """Of A (True) and of B."""
+        self.messages = Counts()
+        self.events = Counts()
+        self._events = events
         self._output = output
         self._context = context
         self._header = [f"--- {a}", f"+++ {b}"]
@@ -37,7 +57,8 @@ class Report:
 
     def equal(self, a: Item, b: Item) -> None:
         """The next of both are equal."""
-        self.equal_messages += a.message is not None
+        self.messages.equal += a.message is not None
+        self.events.equal += a.event is not None
         if self._behind:
             self._behind -= 1
             self._write(" ", a)
@@ -49,17 +70,18 @@ class Report:
 
     def changed(self, a: Item, b: Item) -> None:
         """The next of both are one message with other values."""
-        self.changed_messages += 1
+        self.messages.changed += a.event is None
+        self.events.changed += a.event is not None
         self._begin()
         self._write("~", a)
-        what = "" if a.message is None or b.message is None else "; ".join(differences(a.message, b.message))
-        self._write("~", b, f"  [{what}]")
+        self._write("~", b, f"  [{'; '.join(_differences(a, b))}]")
         self._passed(a, in_a=True)
         self._passed(b, in_a=False)
 
     def only(self, item: Item, *, in_a: bool) -> None:
         """The next of one is not in the other."""
-        self.only_messages[in_a] += item.message is not None
+        self.messages.only[in_a] += item.message is not None
+        self.events.only[in_a] += item.event is not None
         self._begin()
         self._write("-" if in_a else "+", item)
         self._passed(item, in_a=in_a)
@@ -70,11 +92,10 @@ class Report:
         self._output.write(f"# {text}\n")
 
     def summary(self) -> None:
-        """The last line."""
-        self._output.write(
-            f"{self.equal_messages} messages equal, {self.changed_messages} differ, "
-            f"{self.only_messages[True]} only in A, {self.only_messages[False]} only in B\n"
-        )
+        """The last line, or lines."""
+        self._output.write(self.messages.text("message") + "\n")
+        if self._events:
+            self._output.write(self.events.text("event") + "\n")
 
     def _begin(self) -> None:
         """A difference: show what is before it."""
@@ -104,3 +125,11 @@ class Report:
 
     def _write(self, sign: str, item: Item, behind: str = "") -> None:
         self._output.write(printable(f"{sign}{item.line()}{behind}") + "\n")
+
+
+def _differences(a: Item, b: Item) -> Iterable[str]:
+    if a.message and b.message:
+        return differences(a.message, b.message)
+    if a.event and b.event:
+        return data_differences(a.event.data(), b.event.data())
+    return ["other bytes"]

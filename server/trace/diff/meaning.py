@@ -25,6 +25,8 @@ from protocol import (
     RegionWriteReply,
     SetIrqs,
 )
+from protocol.trace import Access, Event, digest
+from server.trace.reader import TracedMalformed
 from server.trace.show.names import errno_name
 from server.trace.show.pairing import DecodedMessage
 from server.trace.show.value_text import SHORT, data_text, flags_text, plural
@@ -66,6 +68,24 @@ def meaning_of(decoded: DecodedMessage) -> Meaning:
     return Meaning(hash(whole), whole, (*common, _about(decoded)))
 
 
+def meaning_of_malformed(item: TracedMalformed) -> Meaning:
+    """What is sent that is no message; not why it is none, since a recorder's limits are its own."""
+    shape = "malformed", item.inbound
+    whole = *shape, item.malformed.data, tuple(facts.kind for facts in item.facts.fds)
+    return Meaning(hash(whole), whole, shape)
+
+
+def meaning_of_event(event: Event) -> Meaning:
+    """What happened; of an access to memory, not how the recorder has stored what was there."""
+    if isinstance(event, Access):
+        shape: tuple[Hashable, ...] = "memory", event.write, event.address
+        known = event.digest if event.data is None else digest(memoryview(event.data))
+        whole: tuple[Hashable, ...] = *shape, event.length, known
+    else:
+        whole = shape = "interrupt", event.index, event.vector
+    return Meaning(hash(whole), whole, shape)
+
+
 SESSION = Meaning(hash("session"), "session", "session")
 """A session begins; who recorded it does not matter."""
 
@@ -95,6 +115,14 @@ def differences(a: DecodedMessage, b: DecodedMessage) -> Iterator[str]:
     kinds = [", ".join(facts.kind for facts in one.message.facts.fds) or "none" for one in (a, b)]
     if kinds[0] != kinds[1]:
         yield f"fds: {kinds[0]} -> {kinds[1]}"
+
+
+def data_differences(a: bytes | None, b: bytes | None) -> Iterator[str]:
+    """What differs between what two accesses found, or put, at the same place; None is not known."""
+    if a is None or b is None:
+        yield "data: not in the file"
+    else:
+        yield from _differing("data", a, b)
 
 
 def _outcome(decoded: DecodedMessage) -> str:

@@ -6,8 +6,6 @@ from contextlib import suppress
 from typing import Protocol
 
 from devices.display import Display, Frame, NothingOnScanout
-from devices.models import MODELS
-from devices.registry import OptionError, create_device
 from devices.work import run_to_completion
 from protocol.trace import TraceError
 from server.control_protocol import ControlError
@@ -15,6 +13,7 @@ from server.native.transport import NATIVE
 from server.trace.reader import TraceReader
 from server.trace.replay.intervals import RecordedSession
 from server.trace.replay.player import Meanwhile
+from server.trace.replay.recorded_device import recorded_device
 from server.trace.replay.replay import Hosted, host, replay
 from server.trace.replay.report import Report
 
@@ -27,29 +26,36 @@ class FrameSink(Protocol):
     def put(self, seconds: float, frame: Frame) -> None:
         """What was on the screen from then on, in seconds since the session began."""
 
-    def close(self) -> int:
-        """There are no more; returns how many there were."""
+    def finish(self) -> int:
+        """There are no more; returns how many there were. Raises OSError."""
+
+    def close(self) -> None:
+        """Nothing is put any more, for whatever reason."""
 
 
 class Watcher:
     """Looks at a screen whenever the device has done something, and passes on what is new."""
 
-    def __init__(self, hosted: Hosted, display: Display, scanout: int, sink: FrameSink) -> None:
+    def __init__(self, hosted: Hosted, display: Display, scanout: int, sink: FrameSink, began: int) -> None:
+        """``began``: when the session did, in ns since 1970."""
         self._hosted = hosted
         self._display = display
         self._scanout = scanout
         self._sink = sink
-        self._began: int | None = None
+        self._began = began
         self._status: object = None
         self._last: Frame | None = None
 
     async def look(self, time: int, meanwhile: Meanwhile) -> None:
         """An interval has been replayed; ``time`` is its own, in ns since 1970."""
-        self._began = time if self._began is None else self._began
         status = self._hosted.engine.device.status()
         if status == self._status:
             return
         self._status = status
+        await self.capture(time, meanwhile)
+
+    async def capture(self, time: int, meanwhile: Meanwhile) -> None:
+        """What was on the screen at ``time`` is there now."""
         frame: Frame | None = None
 
         async def capture() -> None:
@@ -74,17 +80,17 @@ async def export_frames(reader: TraceReader, number: int, scanout: int, sink: Fr
         raise TraceError(
             f"{reader.path} does not say what the device was and what it read: pictures are in traces of vgpud serve"
         )
-    try:
-        device = create_device(MODELS, session.info.device)
-    except OptionError as error:
-        raise TraceError(f"{reader.path} is of a device that is not here: {error}") from error
+    device = recorded_device(session)
     if device.display is None:
         raise TraceError(f"{device.name} has no screen")
     if not 0 <= scanout < len(device.display.scanouts):
         raise TraceError(f"there is no scanout {scanout}: {device.name} has {len(device.display.scanouts)}")
     hosted = host(device, NATIVE)
-    watcher = Watcher(hosted, device.display, scanout, sink)
+    watcher = Watcher(hosted, device.display, scanout, sink, session.began)
     try:
+        if session.info.areas:
+            # Between looks it is not known what was in the areas, so what the device shows then was never seen.
+            return await replay(session, hosted, when_looked=watcher.capture)
         return await replay(session, hosted, when_done=watcher.look)
     finally:
         device.close()

@@ -6,14 +6,22 @@ import json
 from collections.abc import Iterator
 from typing import TextIO
 
-from server.trace.reader import TracedEvents, TracedSession, TraceReader
-from server.trace.show.as_json import Object, event_objects, message_object, raw_object, session_object
+from server.trace.reader import TracedEvents, TracedLook, TracedMalformed, TracedSession, TraceReader
+from server.trace.show.as_json import (
+    Object,
+    event_objects,
+    look_objects,
+    malformed_object,
+    message_object,
+    raw_object,
+    session_object,
+)
 from server.trace.show.pairing import DecodedMessage, walk
 from server.trace.show.place import Place
 
 
 def export_json(reader: TraceReader, output: TextIO) -> None:
-    """Write an object per line for each session, message, memory access and interrupt, in order.
+    """Write an object per line for each session, message, memory access, interrupt and change of an area, in order.
 
     They are those of :mod:`server.trace.show.as_json`, and messages have their ``header`` and their whole ``payload``
     in hexadecimal as well. A file that was cut short is exported up to there; :attr:`TraceReader.cut_short` says so
@@ -32,3 +40,7 @@ def _objects(reader: TraceReader) -> Iterator[Object]:
             yield {**message_object(item, *where), **raw_object(item.message)}
         elif isinstance(item, TracedEvents):
             yield from event_objects(item.events, item.time, reader, *where)
+        elif isinstance(item, TracedLook):
+            yield from look_objects(item, reader, *where)
+        elif isinstance(item, TracedMalformed):
+            yield malformed_object(item, place.session, place.first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import signal
 import socket
@@ -14,7 +15,7 @@ import trio
 from server import log as logging
 from server.exit_status import fail
 from server.notify import notify_ready
-from server.socket_path import SocketPathError, listen_at
+from server.socket_path import SUN_PATH_MAX, SocketPathError, listen_at
 from server.trace.proxy.proxy import serve_proxy
 from server.trace.ring import TraceRing, parse_limit
 
@@ -32,6 +33,9 @@ def run_record(arguments: argparse.Namespace) -> int:
         return fail(
             f"{arguments.listen}: give the server's socket to --connect, and another path to --listen"
         )
+    if len(os.fsencode(arguments.connect)) > SUN_PATH_MAX:
+        why = f"longer than the {SUN_PATH_MAX} bytes that a UNIX socket allows"
+        return fail(f"--connect {arguments.connect}: {why}; no server is there")
     try:
         with ExitStack() as stack:
             listener = stack.enter_context(listen_at(arguments.listen))

@@ -26,11 +26,16 @@ class SessionRecorder(Recorder):
         super().message(direction, data, comment)
         self.start()
 
+    def malformed(self, direction: Direction, data: bytes, reason: str, comment: str = "") -> None:
+        """As the base class."""
+        super().malformed(direction, data, reason, comment)
+        self.start()
+
 
 class Tap:
     """Records the messages of one direction, which is passed on as it comes.
 
-    What can no longer be cut into messages is no longer recorded; that is said once.
+    Of what can no longer be cut into messages, the beginning is recorded, and then nothing; that is said once.
     """
 
     def __init__(self, recorder: Recorder, direction: Direction, log: Log, *, twin: bool = False) -> None:
@@ -46,6 +51,8 @@ class Tap:
         """By a number that stands for the fd, which is gone when its message is whole."""
         self._next_fact = 0
         self._messages: list[Message] = []
+        self._malformed: tuple[bytes, str, str] | None = None
+        """What is no message, why, and the facts of its fds."""
 
     def take(self, data: memoryview, fds: Sequence[int]) -> int:
         """Hear of a read; where in ``data`` the last message begins, 0 if before it, or if that is not known.
@@ -59,6 +66,9 @@ class Tap:
             self._messages.extend(self._decoder)
         except ProtocolError as error:
             self._broken = True
+            facts = tuple(self._facts.pop(number) for number in self._decoder.take_fds())
+            comment = MessageFacts(facts, self._twin).pack()
+            self._malformed = self._decoder.rest, error.reason, comment
             self._log.warning(
                 "recording_stopped",
                 sender="client" if self._direction is Direction.INBOUND else "server",
@@ -78,6 +88,9 @@ class Tap:
             comment = MessageFacts(facts, self._twin).pack()
             self._recorder.message(self._direction, whole(message), comment)
         self._messages.clear()
+        if self._malformed is not None:
+            self._recorder.malformed(self._direction, *self._malformed)
+            self._malformed = None
 
     def _look_at(self, fds: Sequence[int]) -> Sequence[int]:
         first = self._next_fact

@@ -27,12 +27,15 @@ _SHOWN = 32
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """Bits of a region that are not compared: those of ``bits``, little-endian, in ``length`` bytes at ``offset``."""
+    """Bits of a region that are not compared: those of ``bits``, little-endian, in ``length`` bytes at ``offset``.
+
+    All of them where ``bits`` is None.
+    """
 
     region: int
     offset: int
     length: int
-    bits: int
+    bits: int | None
 
     @classmethod
     def parse(cls, text: str) -> Mask:
@@ -45,7 +48,9 @@ class Mask:
             index = PciRegion[region].value if region in PciRegion.__members__ else int(region, 0)
             offset = int(parts[1], 0)
             length = int(parts[2], 0) if len(parts) > 2 else 1
-            bits = int(parts[3], 0) if len(parts) > 3 else (1 << 8 * length) - 1
+            bits = int(parts[3], 0) if len(parts) > 3 else None
+            if min(index, offset, length, bits or 0) < 0:
+                raise ValueError
         except ValueError:
             raise TraceError(
                 f"--mask {text}: write REGION:OFFSET[:LENGTH[:BITS]], for example BAR0:8:4:0xff"
@@ -54,12 +59,15 @@ class Mask:
 
     def clear(self, region: int, offset: int, data: bytearray) -> None:
         """Set the masked bits of what was read from a region to 0."""
-        if region != self.region:
+        start = max(self.offset, offset)
+        end = min(self.offset + self.length, offset + len(data))
+        if region != self.region or start >= end:
             return
-        for index in range(self.length):
-            at = self.offset + index - offset
-            if 0 <= at < len(data):
-                data[at] &= ~(self.bits >> 8 * index) & 0xFF
+        if self.bits is None:
+            data[start - offset : end - offset] = bytes(end - start)
+            return
+        for place in range(start, end):
+            data[place - offset] &= ~(self.bits >> 8 * (place - self.offset)) & 0xFF
 
 
 class Comparison:

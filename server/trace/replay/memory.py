@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from bisect import bisect_right
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from protocol import DmaMap, DmaUnmap, DmaUnmapFlags
 from protocol.trace import TraceError
@@ -15,111 +17,190 @@ from server.trace.fd_facts import FdFacts
 MAX_BYTES = 4 << 30
 """Memory that a trace may make a replay fill."""
 CHECK_EVERY = 256
+MAX_LEAVING = 256
+"""Regions that are remembered after they were unmapped, until :meth:`ReplayMemory.settle`."""
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _BLOCK = 512
 
 
+@dataclass(slots=True, eq=False)
+class _File:
+    """A memfd, closed when nothing uses it."""
+
+    fd: int
+    uses: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Region:
+    """What message ``number`` mapped, or what is left of it: ``start`` is at ``offset`` in the file."""
+
     start: int
     end: int
-    fd: int
+    file: _File
     offset: int
+    number: int
+
+    def part(self, start: int, end: int) -> _Region:
+        return replace(self, start=start, end=end, offset=self.offset + start - self.start)
+
+
+_START = attrgetter("start")
 
 
 class ReplayMemory:
-    """DMA regions by address; files are made once for each file of the recorded client."""
+    """DMA regions by address; files are made once for each file of the recorded client.
+
+    A client may unmap a range and map it anew without waiting for replies. So regions know which message mapped them,
+    and a region that covers older ones takes their place. What has left the map is remembered until :meth:`settle`.
+    """
 
     def __init__(self) -> None:
-        self._files: dict[tuple[int, int, int], int] = {}
-        self._private: dict[int, int] = {}
-        """Files of regions that the recorded client had no file for, by address."""
+        self._files: dict[tuple[int, int, int], _File] = {}
+        """Those that the recorded client had, too, by device, inode and size."""
+        self._open: set[_File] = set()
         self._regions: list[_Region] = []
+        """In order of address; no two overlap."""
+        self._leaving: list[_Region] = []
         self._puts = 0
 
-    def map(self, request: DmaMap, facts: FdFacts | None) -> int:
-        """Add a region; returns its fd, which stays this object's. Raises TraceError."""
-        need = request.offset + request.size
-        try:
-            if facts is None:
-                fd = self._private[request.address] = _make_file(need)
-            else:
-                size = max(facts.size, need)
-                key = (facts.device, facts.inode, size)
-                if key not in self._files:
-                    self._files[key] = _make_file(size)
-                fd = self._files[key]
-        except (OSError, OverflowError, ValueError) as error:
-            raise TraceError(f"no memory of {need} bytes for a DMA region: {error}") from error
-        self.unmap(DmaUnmap(request.address, request.size))  # what the server refuses, the replay takes anew
-        self._regions.append(_Region(request.address, request.address + request.size, fd, request.offset))
-        self._regions.sort(key=lambda region: region.start)
-        return fd
+    def map(self, request: DmaMap, facts: FdFacts | None, number: int) -> int | None:
+        """Add the region that message ``number`` maps; its fd, if the client had one, which stays this object's.
 
-    def unmap(self, request: DmaUnmap) -> None:
-        """Remove the regions within a range, or all."""
+        Raises TraceError.
+        """
         start, end = request.address, request.address + request.size
-        everything = bool(request.flags & DmaUnmapFlags.ALL)
-        kept = []
-        for region in self._regions:
-            if everything or (start <= region.start and region.end <= end):
-                private = self._private.pop(region.start, None)
-                if private is not None:
-                    os.close(private)
-            else:
-                kept.append(region)
-        self._regions = kept
+        if start == end:
+            return None
+        file = self._file(request.offset + request.size, facts)
+        region = _Region(start, end, file, request.offset, number)
+        first, last = self._overlapping(start, end)
+        covered = self._regions[first:last]
+        before = [one.part(one.start, start) for one in covered[:1] if one.start < start]
+        behind = [one.part(end, one.end) for one in covered[-1:] if end < one.end]
+        self._regions[first:last] = [*before, region, *behind]
+        for one in (*before, region, *behind):
+            one.file.uses += 1
+        self._leave(covered)
+        return None if facts is None else file.fd
+
+    def unmap(self, request: DmaUnmap, number: int) -> None:
+        """Message ``number`` removes the regions within a range, or all: those that were mapped before it."""
+        start, end = request.address, request.address + request.size
+        first, last = 0, len(self._regions)
+        if not request.flags & DmaUnmapFlags.ALL:
+            first = bisect_left(self._regions, start, key=_START)
+            last = bisect_left(self._regions, end, lo=first, key=_START)
+            if first < last and self._regions[last - 1].end > end:
+                last -= 1
+        self._remove(first, last, lambda region: region.number < number)
+
+    def refused(self, request: DmaMap, number: int) -> None:
+        """The server did not take what message ``number`` was to map."""
+        first, last = self._overlapping(request.address, request.address + request.size)
+        self._remove(first, last, lambda region: region.number == number)
+
+    def settle(self) -> None:
+        """Forget what has been unmapped."""
+        while self._leaving:
+            self._release(self._leaving.pop().file)
 
     def put(self, address: int, data: bytes) -> None:
         """Write to the guest's memory; where no region is, nothing happens. Raises TraceError over MAX_BYTES."""
-        for fd, offset, start, size in self._parts(address, len(data)):
-            try:
-                os.pwrite(fd, data[start : start + size], offset)
-            except (OSError, OverflowError) as error:
-                raise TraceError(f"guest memory at {address:#x} cannot be filled: {error}") from error
+        for region in (*self._covering(address, len(data)), *self._leaving):
+            start, end = max(address, region.start), min(address + len(data), region.end)
+            if start < end:
+                try:
+                    os.pwrite(
+                        region.file.fd,
+                        data[start - address : end - address],
+                        region.offset + start - region.start,
+                    )
+                except (OSError, OverflowError) as error:
+                    raise TraceError(f"guest memory at {address:#x} cannot be filled: {error}") from error
         self._puts += 1
         if self._puts % CHECK_EVERY == 0:
-            used = sum(
-                os.fstat(fd).st_blocks * _BLOCK for fd in (*self._files.values(), *self._private.values())
-            )
+            used = sum(os.fstat(file.fd).st_blocks * _BLOCK for file in self._open)
             if used > MAX_BYTES:
                 raise TraceError(f"the trace fills more than {MAX_BYTES >> 30} GiB of guest memory")
 
     def get(self, address: int, length: int) -> bytes:
         """Read the guest's memory. Raises OSError (EINVAL) where it is not mapped."""
-        pieces: list[bytes] = []
-        found = 0
-        for fd, offset, _, size in self._parts(address, length):
-            pieces.append(os.pread(fd, size, offset))
-            found += size
-        if found != length:
+        data = b"".join(_read(region, address, length) for region in self._covering(address, length))
+        if len(data) != length:
             raise OSError(errno.EINVAL, f"{address:#x}+{length:#x} is not mapped")
-        return b"".join(pieces)
+        return data
+
+    def found(self, address: int, length: int) -> list[bytes]:
+        """What is in a range now, and in each region that had all of it since :meth:`settle`; nothing if unmapped."""
+        found = [
+            _read(region, address, length)
+            for region in self._leaving
+            if region.start <= address and address + length <= region.end
+        ]
+        try:
+            return [self.get(address, length), *found]
+        except OSError:
+            return found
 
     def close(self) -> None:
         """Close every file."""
-        for fd in (*self._files.values(), *self._private.values()):
-            os.close(fd)
+        for file in self._open:
+            os.close(file.fd)
+        self._open.clear()
         self._files.clear()
-        self._private.clear()
         self._regions.clear()
+        self._leaving.clear()
 
-    def _parts(self, address: int, length: int) -> list[tuple[int, int, int, int]]:
-        """Where the mapped bytes of a range are: fd, offset in the file, offset in the range, length."""
-        parts: list[tuple[int, int, int, int]] = []
-        at, end = address, address + length
-        index = max(bisect_right(self._regions, at, key=lambda region: region.start) - 1, 0)
-        while at < end and index < len(self._regions):
-            region = self._regions[index]
-            start, stop = max(at, region.start), min(end, region.end)
-            if start < stop:
-                parts.append((region.fd, region.offset + start - region.start, start - address, stop - start))
-                at = stop
-            elif region.start >= end:
-                break
-            index += 1
-        return parts
+    def _file(self, need: int, facts: FdFacts | None) -> _File:
+        size = need if facts is None else max(facts.size, need)
+        key = (0, 0, 0) if facts is None else (facts.device, facts.inode, size)
+        if facts is not None and key in self._files:
+            return self._files[key]
+        try:
+            file = _File(_make_file(size))
+        except (OSError, OverflowError, ValueError) as error:
+            raise TraceError(f"no memory of {need} bytes for a DMA region: {error}") from error
+        self._open.add(file)
+        if facts is not None:
+            self._files[key] = file
+            file.uses += 1
+        return file
+
+    def _overlapping(self, start: int, end: int) -> tuple[int, int]:
+        """Which regions have a part of a range: from, up to."""
+        first = bisect_right(self._regions, start, key=_START)
+        if first and self._regions[first - 1].end > start:
+            first -= 1
+        return first, bisect_left(self._regions, end, lo=first, key=_START)
+
+    def _covering(self, address: int, length: int) -> list[_Region]:
+        first, last = self._overlapping(address, address + length)
+        return self._regions[first:last]
+
+    def _remove(self, first: int, last: int, which: Callable[[_Region], bool]) -> None:
+        leaving = [region for region in self._regions[first:last] if which(region)]
+        self._regions[first:last] = [region for region in self._regions[first:last] if not which(region)]
+        self._leave(leaving)
+
+    def _leave(self, regions: list[_Region]) -> None:
+        self._leaving += regions
+        too_many = max(len(self._leaving) - MAX_LEAVING, 0)
+        for region in self._leaving[:too_many]:
+            self._release(region.file)
+        del self._leaving[:too_many]
+
+    def _release(self, file: _File) -> None:
+        file.uses -= 1
+        if not file.uses:
+            self._open.remove(file)
+            os.close(file.fd)
+
+
+def _read(region: _Region, address: int, length: int) -> bytes:
+    start, end = max(address, region.start), min(address + length, region.end)
+    return os.pread(region.file.fd, end - start, region.offset + start - region.start)
 
 
 def _make_file(size: int) -> int:

@@ -28,7 +28,7 @@ class MemoryAccess(Protocol):
     """Requests of the server that were answered."""
 
     def begin(self, interval: Interval) -> None:
-        """Commands are about to be sent."""
+        """Commands are about to be sent; what they map is there."""
 
     async def meet(self, access: Access, until: Until) -> None:
         """An access is next in the recording."""
@@ -61,8 +61,10 @@ class RecordedRequests:
 
     async def request(self, recorded: TracedMessage, until: Until) -> None:
         """The server has to ask the same. Raises what ``until`` raises."""
-        await until(lambda: bool(self._server.requests), "the server did not ask for guest memory")
-        channel, message = self._server.requests.popleft()
+        await until(
+            lambda: self._server.next_request() is not None, "the server did not ask for guest memory"
+        )
+        channel, message = self._server.take_request()
         before, after = recorded.header, message.header
         if before.command != after.command or bytes(recorded.payload) != bytes(message.payload):
             self._report.diverged("the server asks for something else of guest memory", recorded)

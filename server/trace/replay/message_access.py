@@ -17,6 +17,7 @@ from server.trace.replay.memory import ReplayMemory
 from server.trace.replay.memory_access import RecordedRequests, Until, shown
 from server.trace.replay.report import Report
 from server.trace.replay.server_connection import MAX_DATA, ServerConnection
+from server.trace.replay.unread import Unread
 
 GRACE_SECONDS = 0.05
 """How long a request waits for the recording to come to it, before it is answered as one that was not recorded."""
@@ -35,8 +36,8 @@ class MessageAccess(RecordedRequests):
         super().__init__(server, report)
         self._reader = reader
         self._memory = memory
-        self._unread: list[tuple[int, int]] = []
-        """Start and end of what the device is to read, and has not."""
+        self._unread = Unread()
+        """What the device is to read, and has not."""
         self._in_place: set[int] = set()
         """Pages that the device has looked at in place: it may read any part of them at any time."""
         self._impatient = False
@@ -56,9 +57,9 @@ class MessageAccess(RecordedRequests):
         if access.in_place:
             self._in_place.update(range(start >> PAGE_SHIFT, (end - 1 >> PAGE_SHIFT) + 1))
         else:
-            if self._is_unread(start, end) and self._holds_other(start, data):
+            if self._unread.has(start, end) and self._holds_other(start, data):
                 await self._all_read(until)
-            self._unread.append((start, end))
+            self._unread.add(start, end)
         self._memory.put(start, data)
 
     async def finish(self, until: Until) -> None:
@@ -68,7 +69,7 @@ class MessageAccess(RecordedRequests):
 
     async def _all_read(self, until: Until) -> None:
         await until(
-            lambda: not self._unread, f"the server did not read guest memory at {self._unread[0][0]:#x}"
+            lambda: not self._unread, f"the server did not read guest memory at {self._unread.first:#x}"
         )
 
     async def request(self, recorded: TracedMessage, until: Until) -> None:
@@ -78,15 +79,13 @@ class MessageAccess(RecordedRequests):
 
     async def serve(self) -> float:
         """Answer the reads that the recording has come to."""
-        requests = self._server.requests
-        while requests:
-            channel, message = requests[0]
+        while (message := self._server.next_request()) is not None:
             request = _decoded(message)
             expected = isinstance(request, DmaRead) and self._may_read(request)
             if not expected and not self._impatient:
                 return GRACE_SECONDS
             self._impatient = False
-            requests.popleft()
+            channel, _ = self._server.take_request()
             self.served += 1
             if isinstance(request, DmaRead):
                 await self._read(channel, message, request)
@@ -99,15 +98,14 @@ class MessageAccess(RecordedRequests):
 
     def lost_patience(self) -> None:
         """Answer what was not recorded, too."""
-        self._impatient = bool(self._server.requests)
+        self._impatient = self._server.next_request() is not None
 
     async def _expect(self, address: int, data: bytes, until: Until) -> None:
         """The server has to write ``data`` at ``address``, in as many pieces as it likes."""
-        requests = self._server.requests
         what = f"the server did not write {shown(data)} to guest address {address:#x}"
         while data:
-            await until(lambda: bool(requests) and isinstance(_decoded(requests[0][1]), DmaWrite), what)
-            channel, message = requests.popleft()
+            await until(self._writes_next, what)
+            channel, message = self._server.take_request()
             request = _decoded(message)
             assert isinstance(request, DmaWrite)  # noqa: S101 - what was waited for
             if request.address != address or not data.startswith(request.data):
@@ -119,6 +117,10 @@ class MessageAccess(RecordedRequests):
             await self._write(channel, message, request)
             address += len(request.data)
             data = data[len(request.data) :]
+
+    def _writes_next(self) -> bool:
+        message = self._server.next_request()
+        return message is not None and isinstance(_decoded(message), DmaWrite)
 
     async def _unexpected(self, channel: Channel, message: Message, request: DmaWrite) -> None:
         if not await self._harmless(channel, message, request):
@@ -146,43 +148,22 @@ class MessageAccess(RecordedRequests):
         except OSError as error:
             await self._server.answer(channel, message, error.errno or errno.EIO)
             return
-        self._mark_read(request.address, request.address + request.count)
+        self._unread.read(request.address, request.address + request.count)
         await self._server.answer(channel, message, DmaReadReply(request.address, data))
 
     def _may_read(self, request: DmaRead) -> bool:
         start, end = request.address, request.address + request.count
-        if self._is_unread(start, end):
+        if self._unread.has(start, end):
             return True
         return request.count > 0 and self._in_place.issuperset(
             range(start >> PAGE_SHIFT, (end - 1 >> PAGE_SHIFT) + 1)
         )
-
-    def _is_unread(self, start: int, end: int) -> bool:
-        return any(start < stop and begin < end for begin, stop in self._unread)
-
-    def _mark_read(self, start: int, end: int) -> None:
-        """These bytes were read once: of reads of the same bytes, the first is done."""
-        todo, unread = [(start, end)], []
-        for span in self._unread:
-            rest = _without(span, todo)
-            todo = [part for one in todo for part in _without(one, [span])]
-            unread += rest
-        self._unread = unread
 
     def _holds_other(self, address: int, data: bytes) -> bool:
         try:
             return self._memory.get(address, len(data)) != data
         except OSError:
             return True
-
-
-def _without(span: tuple[int, int], others: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The parts of ``span`` that are in none of ``others``."""
-    parts = [span]
-    for start, end in others:
-        cut = [((begin, min(stop, start)), (max(begin, end), stop)) for begin, stop in parts]
-        parts = [part for pair in cut for part in pair if part[0] < part[1]]
-    return parts
 
 
 def _decoded(message: Message) -> object:

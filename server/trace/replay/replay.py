@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import structlog
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from devices.contract import Device
 from server.engine import Engine
@@ -22,12 +24,19 @@ from server.trace.replay.memory_access import MemoryAccess
 from server.trace.replay.message_access import MessageAccess
 from server.trace.replay.player import Player, ReplayOptions, WhenDone
 from server.trace.replay.report import Report
+from server.trace.replay.server_areas import ServerAreas
 from server.trace.replay.server_connection import ServerConnection
 from server.trace.replay.shared_access import SharedAccess
 
 SHARED = "shared"
 MESSAGE = "message"
 AUTO = "auto"
+_WHY_NOT = {
+    errno.ENOENT: "there is no such socket: start the server first",
+    errno.ECONNREFUSED: "nobody listens on this socket: start the server first",
+    errno.ENOTSOCK: "this is not a socket",
+    errno.ENAMETOOLONG: "this is too long for the path of a socket, which has at most 107 bytes",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,27 +67,38 @@ async def replay(
     comparison: Comparison | None = None,
     options: ReplayOptions | None = None,
     when_done: WhenDone | None = None,
+    when_looked: WhenDone | None = None,
+    report: Report | None = None,
 ) -> Report:
-    """Replay ``session`` to ``server``. Raises TraceError, and OSError where the server cannot be reached."""
-    report = Report()
-    guest = ReplayMemory()
+    """Replay ``session`` to ``server``; ``report`` is what to fill in, for those who need it although this raises.
+
+    Raises TraceError, and OSError where the server cannot be reached.
+    """
+    report = Report() if report is None else report
+    options = options or ReplayOptions()
+    guest, areas = ReplayMemory(), ServerAreas(session.reader)
     how = choose_memory(session, memory)
     try:
         async with trio.open_nursery() as nursery:
             sock = await _connect(server, nursery)
-            connection = ServerConnection(sock, nursery)
+            connection = ServerConnection(sock, nursery, options.timeout)
             access = _access(how, session.reader, guest, connection, report)
             player = Player(
                 session,
                 connection,
                 guest,
+                areas,
                 access,
                 comparison or Comparison(),
-                options or ReplayOptions(),
+                options,
                 report,
             )
+            if isinstance(server, Hosted):
+                player.settled = wait_all_tasks_blocked
             if when_done is not None:
                 player.when_done = when_done
+            if when_looked is not None:
+                player.when_looked = when_looked
             try:
                 await player.play()
             finally:
@@ -88,6 +108,7 @@ async def replay(
         raise _first(errors) from None
     finally:
         guest.close()
+        areas.close()
     return report
 
 
@@ -97,7 +118,12 @@ async def _connect(server: Path | Hosted, nursery: trio.Nursery) -> socket.socke
         options = ConnectionOptions(transport=server.transport, client_is_here=True)
         nursery.start_soon(serve_connection, theirs, server.engine, options, structlog.get_logger())
         return ours
-    stream = await trio.open_unix_socket(os.fspath(server))
+    try:
+        stream = await trio.open_unix_socket(os.fspath(server))
+    except OSError as error:
+        # A path that is too long has neither an errno nor a name.
+        reason = _WHY_NOT.get(error.errno or errno.ENAMETOOLONG, error.strerror)
+        raise OSError(error.errno or errno.ENAMETOOLONG, reason, os.fspath(server)) from error
     return socket.socket(fileno=stream.socket.detach())
 
 

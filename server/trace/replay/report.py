@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from server.trace.reader import TracedMessage
+from server.trace.show.pairing import DecodedMessage
 
 CONTEXT = 6
 """Messages before a divergence that are shown with it."""
+MAX_KEPT = 100
+"""Divergences that are remembered; more are counted."""
+
+Reached: TypeAlias = tuple[TracedMessage, DecodedMessage | None]
+"""A message, and the request that it answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +24,12 @@ class Divergence:
 
     at: TracedMessage | None
     what: str
-    before: tuple[TracedMessage, ...]
+    before: tuple[Reached, ...] = ()
 
 
 @dataclass(slots=True)
 class Report:
-    """Counts what was the same, and keeps the first thing that was not."""
+    """Counts what was the same, and keeps the first things that were not."""
 
     sent: int = 0
     replies: int = 0
@@ -33,22 +40,25 @@ class Report:
     interrupts: int = 0
     divergences: int = 0
     first: Divergence | None = None
+    more: list[Divergence] = field(default_factory=list)
+    """Those behind the first, up to MAX_KEPT with it, without what came before each."""
     stopped: str | None = None
     """Why the replay could not go on to the end."""
     cut_short: int = 0
-    _recent: deque[TracedMessage] = field(default_factory=lambda: deque(maxlen=CONTEXT))
+    _recent: deque[Reached] = field(default_factory=lambda: deque(maxlen=CONTEXT))
 
-    def reached(self, message: TracedMessage) -> None:
-        """The replay is here now."""
-        self._recent.append(message)
+    def reached(self, message: TracedMessage, request: DecodedMessage | None = None) -> None:
+        """The replay is here now; a reply answers ``request``."""
+        self._recent.append((message, request))
 
     def diverged(self, what: str, at: TracedMessage | None = None) -> None:
         """Something is not as it was recorded."""
         self.divergences += 1
+        at = at or (self._recent[-1][0] if self._recent else None)
         if self.first is None:
-            recent = tuple(self._recent)
-            last = recent[-1] if recent else None
-            self.first = Divergence(at or last, what, recent)
+            self.first = Divergence(at, what, tuple(self._recent))
+        elif len(self.more) < MAX_KEPT - 1:
+            self.more.append(Divergence(at, what))
 
     def stop(self, why: str) -> None:
         """What cannot be gone on from."""

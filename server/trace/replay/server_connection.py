@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import trio
 
@@ -26,20 +28,41 @@ from server.fds import ReceivedFds
 
 MAX_DATA = 16 << 20
 """Bytes of data that a message may have."""
+MAX_HELD = 64 << 20
+"""Bytes of messages that wait to be taken; the server's next ones stay in its socket."""
+MESSAGE_COST = 1 << 10
+"""Bytes that a message counts beside its payload."""
+MAX_FLOOD = 64
+"""Messages that are taken from the socket before others have their turn."""
+_CLOSED = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 
 
 class ServerGone(Exception):  # noqa: N818 - an event of the replay
     """The server closed the connection, or broke the protocol; the text says which."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Watch:
+    """An eventfd that is watched. Not just its number, which the kernel gives to the next one."""
+
+    fd: int
+
+
 class ServerConnection:
     """Everything that came from the server, until somebody takes it. The nursery's end is the owner's to see to."""
 
-    def __init__(self, sock: socket.socket, nursery: trio.Nursery) -> None:
-        """Take a connected ``sock`` over; ``nursery`` runs what listens."""
-        self.replies: dict[int, Message] = {}
-        self.requests: deque[tuple[Channel, Message]] = deque()
+    def __init__(self, sock: socket.socket, nursery: trio.Nursery, timeout: float) -> None:
+        """Take a connected ``sock`` over; ``nursery`` runs what listens. ``timeout``: seconds to send a message."""
+        self.unasked: Counter[int] = Counter()
+        """Replies to nothing, which are dropped, by message id."""
+        self._asked: Counter[int] = Counter()
+        self._replies: dict[int, deque[Message]] = {}
+        self._requests: deque[tuple[Channel, Message]] = deque()
         """The server's own, and where to answer them."""
+        self._held = 0
+        """Bytes of replies and requests."""
+        self._room = trio.Event()
+        self._timeout = timeout
         self.interrupts: Counter[tuple[int, int]] = Counter()
         """How often each vector was signalled, by IRQ index and vector."""
         self.ended: str | None = None
@@ -48,15 +71,62 @@ class ServerConnection:
         self._main = Channel(sock, max_message_size(MAX_DATA), DEFAULT_MAX_FDS)
         self._twin: Channel | None = None
         self._news = trio.Event()
-        self._watchers: dict[tuple[int, int], int] = {}
+        self._watchers: dict[tuple[int, int], _Watch] = {}
         nursery.start_soon(self._listen, self._main)
 
     async def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send whole messages. Raises ServerGone."""
+        await self._send(self._main, data, fds)
+
+    async def _send(self, channel: Channel, data: bytes, fds: Sequence[int] = ()) -> None:
         try:
-            await self._main.send(data, fds)
+            with trio.fail_after(self._timeout):
+                await channel.send(data, fds)
+        except trio.TooSlowError:
+            raise ServerGone(f"the server did not take a message within {self._timeout:g} s") from None
         except OSError as error:
-            raise ServerGone(f"the server closed the connection: {error.strerror}") from error
+            if error.errno in _CLOSED:
+                raise ServerGone(f"the server closed the connection: {error.strerror}") from error
+            raise ServerGone(f"a message cannot be sent: {error.strerror}") from error
+
+    def ask(self, message_id: int) -> None:
+        """What is about to be sent is answered with this id."""
+        self._asked[message_id] += 1
+
+    def awaits(self, message_id: int) -> bool:
+        """Whether a reply with this id is still to come, or to be taken."""
+        return self._asked[message_id] > 0 or message_id in self._replies
+
+    def has_reply(self, message_id: int) -> bool:
+        """Whether :meth:`take_reply` has something to give."""
+        return message_id in self._replies
+
+    def take_reply(self, message_id: int) -> Message:
+        """The next reply with this id, which there has to be; its fds are the caller's from here on."""
+        queue = self._replies[message_id]
+        message = queue.popleft()
+        if not queue:
+            del self._replies[message_id]
+        self._let_go(message)
+        return message
+
+    def untaken(self) -> Iterator[int]:
+        """The message ids of replies that nobody has taken."""
+        yield from self._replies
+
+    def next_request(self) -> Message | None:
+        """The server's oldest request, which stays."""
+        return self._requests[0][1] if self._requests else None
+
+    def take_request(self) -> tuple[Channel, Message]:
+        """The server's oldest request, and where to answer it; there has to be one."""
+        channel, message = self._requests.popleft()
+        self._let_go(message)
+        return channel, message
+
+    def _let_go(self, message: Message) -> None:
+        self._held -= _cost(message)
+        self._room.set()
 
     async def answer(self, channel: Channel, request: Message, reply: Packable | bytes | int) -> None:
         """Answer a request of the server: with a reply, a packed one, or an errno. Raises ServerGone."""
@@ -67,10 +137,7 @@ class ServerConnection:
             data = encode_error(header.message_id, header.command, reply)
         else:
             data = encode_reply(header.message_id, header.command, reply)
-        try:
-            await channel.send(data)
-        except OSError as error:
-            raise ServerGone(f"the server closed the connection: {error.strerror}") from error
+        await self._send(channel, data)
 
     async def wait(self, seconds: float) -> bool:
         """Wait for anything new; False where nothing came in time. Raises ServerGone."""
@@ -101,12 +168,12 @@ class ServerConnection:
         """Count what is signalled on ``eventfd`` as this vector; it is this object's from here on. None: no more."""
         old = self._watchers.pop((index, vector), None)
         if old is not None:
-            self._collect(index, vector, old)
-            trio.lowlevel.notify_closing(old)
-            os.close(old)
+            self._collect(index, vector, old.fd)
+            trio.lowlevel.notify_closing(old.fd)
+            os.close(old.fd)
         if eventfd is not None:
-            self._watchers[index, vector] = eventfd
-            self._nursery.start_soon(self._count, index, vector, eventfd)
+            watch = self._watchers[index, vector] = _Watch(eventfd)
+            self._nursery.start_soon(self._count, index, vector, watch)
 
     def watched(self, index: int) -> list[int]:
         """The vectors of an IRQ index that are watched."""
@@ -114,32 +181,34 @@ class ServerConnection:
 
     def collect(self) -> None:
         """Count what has been signalled by now."""
-        for (index, vector), eventfd in self._watchers.items():
-            self._collect(index, vector, eventfd)
+        for (index, vector), watch in self._watchers.items():
+            self._collect(index, vector, watch.fd)
 
     def close(self) -> None:
         """Close the connection, and everything that came and nobody took."""
         for index, vector in list(self._watchers):
             self.watch(index, vector, None)
-        for message in (*self.replies.values(), *(message for _, message in self.requests)):
-            ReceivedFds(message.fds).close()
-        self.replies.clear()
-        self.requests.clear()
+        for queue in self._replies.values():
+            for message in queue:
+                ReceivedFds(message.fds).close()
+        self._replies.clear()
+        self._requests.clear()
         self._main.close()
         if self._twin is not None:
             self._twin.close()
 
     async def _listen(self, channel: Channel) -> None:
+        count = 0
         try:
             while (message := await channel.receive()) is not None:
-                if message.header.is_reply:
-                    old = self.replies.pop(message.header.message_id, None)
-                    if old is not None:
-                        ReceivedFds(old.fds).close()
-                    self.replies[message.header.message_id] = message
-                else:
-                    self.requests.append((channel, message))
+                self._keep(channel, message)
                 self._news.set()
+                count += 1
+                if count % MAX_FLOOD == 0:
+                    await trio.lowlevel.checkpoint()
+                while self._held > MAX_HELD:
+                    self._room = trio.Event()
+                    await self._room.wait()
             reason = "the server closed the connection"
         except ProtocolError as error:
             reason = f"the server broke the protocol: {error.reason}"
@@ -149,11 +218,26 @@ class ServerConnection:
             self.ended = reason
             self._news.set()
 
-    async def _count(self, index: int, vector: int, eventfd: int) -> None:
+    def _keep(self, channel: Channel, message: Message) -> None:
+        header = message.header
+        if header.is_reply:
+            if not self._asked[header.message_id]:
+                ReceivedFds(message.fds).close()
+                self.unasked[header.message_id] += 1
+                return
+            self._asked[header.message_id] -= 1
+            self._replies.setdefault(header.message_id, deque()).append(message)
+        else:
+            ReceivedFds(message.fds).close()  # nothing that a server asks for has any
+            self._requests.append((channel, message._replace(fds=())))
+        self._held += _cost(message)
+
+    async def _count(self, index: int, vector: int, watch: _Watch) -> None:
         with suppress(trio.ClosedResourceError):
-            while self._watchers.get((index, vector)) == eventfd:
-                await trio.lowlevel.wait_readable(eventfd)
-                self._collect(index, vector, eventfd)
+            while self._watchers.get((index, vector)) is watch:
+                await trio.lowlevel.wait_readable(watch.fd)
+                if self._watchers.get((index, vector)) is watch:
+                    self._collect(index, vector, watch.fd)
 
     def _collect(self, index: int, vector: int, eventfd: int) -> None:
         try:
@@ -161,3 +245,7 @@ class ServerConnection:
         except BlockingIOError:
             return
         self._news.set()
+
+
+def _cost(message: Message) -> int:
+    return MESSAGE_COST + len(message.payload)

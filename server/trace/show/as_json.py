@@ -1,9 +1,10 @@
 """Messages, events and sessions as JSON objects.
 
-Every object has a ``type``: message, memory, interrupt or session; ``session`` counts from 1; ``time`` is in seconds
-since the first message, ``timestamp`` in ns since 1970. A message has the fields of its value beside its own:
-numbers, data in hexadecimal, flags as a list of names. Of a message that does not decode there are ``reason`` and
-``payload`` instead.
+Every object has a ``type``: message, memory, interrupt, area, look, malformed or session; ``session`` counts from 1;
+``time`` is in seconds since the first message, ``timestamp`` in ns since 1970. A message has the fields of its value
+beside its own: numbers, data in hexadecimal, flags as a list of names. Of a message that does not decode there are
+``reason`` and ``payload`` instead. ``area`` is what a look at areas that the client may map found, and ``look`` its
+end; ``malformed`` is what was received of a message whose framing is broken.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from protocol import (
     Request,
     SetIrqs,
 )
-from protocol.trace import Access, Event, SessionInfo
+from protocol.trace import Access, AreaChange, Event, SessionInfo, TraceError
 from server.trace.fd_facts import FdFacts
-from server.trace.reader import TracedMessage, TraceReader
+from server.trace.reader import TracedLook, TracedMalformed, TracedMessage, TraceReader
 from server.trace.show.names import Names, command_name, errno_name, flag_names
 from server.trace.show.pairing import DecodedMessage
 
@@ -58,7 +59,7 @@ def message_object(decoded: DecodedMessage, session: int, names: Names, first: i
         "session": session,
         "number": message.number,
         **_times(message.time, first),
-        "direction": "client-to-server" if message.inbound else "server-to-client",
+        "direction": _direction(message.inbound),
         "kind": "reply" if decoded.is_reply else "request" if header.is_command else "unknown",
         "command": command_name(header.command),
         "message_id": header.message_id,
@@ -80,7 +81,7 @@ def raw_object(message: TracedMessage) -> Object:
 def event_objects(
     events: tuple[Event, ...], time: int, reader: TraceReader, session: int, names: Names, first: int
 ) -> Iterator[Object]:
-    """What happened beside the messages. Raises TraceError where what was in memory is not in the file."""
+    """What happened beside the messages; ``data`` is None where what was in memory is not in the file."""
     when = {"session": session, **_times(time, first)}
     for event in events:
         if isinstance(event, Access):
@@ -91,10 +92,56 @@ def event_objects(
                 "address": event.address,
                 "length": event.length,
                 "in_place": event.in_place,
-                "data": reader.data(event).hex(),
+                "data": _data(event, reader),
             }
         else:
             yield {"type": "interrupt", **when, **_irq(event.index, names), "vector": event.vector}
+
+
+def look_objects(
+    item: TracedLook, reader: TraceReader, session: int, names: Names, first: int
+) -> Iterator[Object]:
+    """What was found in mappable areas; ``data`` is None where that is not in the file."""
+    when = {"session": session, **_times(item.time, first)}
+    for change in item.look.changes:
+        yield {
+            "type": "area",
+            **when,
+            **_region(change.region, names),
+            "offset": change.offset,
+            "length": change.length,
+            "data": _data(change, reader),
+        }
+    if item.look.whole:
+        yield {"type": "look", **when}
+
+
+def _data(access: Access | AreaChange, reader: TraceReader) -> str | None:
+    try:
+        return reader.data(access).hex()
+    except TraceError:
+        return None
+
+
+def malformed_object(item: TracedMalformed, session: int, first: int) -> Object:
+    """What is no message."""
+    malformed: Object = {
+        "type": "malformed",
+        "session": session,
+        **_times(item.time, first),
+        "direction": _direction(item.inbound),
+        "reason": item.malformed.reason,
+        "data": item.malformed.data.hex(),
+    }
+    if item.facts.twin:
+        malformed["twin"] = True
+    if item.facts.fds:
+        malformed["fds"] = [_fd(facts) for facts in item.facts.fds]
+    return malformed
+
+
+def _direction(inbound: bool) -> str:
+    return "client-to-server" if inbound else "server-to-client"
 
 
 def value_object(value: Request | Reply, names: Names) -> Object:

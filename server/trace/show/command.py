@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import TextIO
 
-from server.trace.reader import TracedEvents, TracedSession, TraceReader
-from server.trace.show.as_json import event_objects, message_object
-from server.trace.show.lines import event_lines, message_line, session_line
+from server.trace.reader import TracedEvents, TracedLook, TracedMalformed, TracedSession, TraceReader
+from server.trace.show.as_json import event_objects, look_objects, malformed_object, message_object
+from server.trace.show.lines import event_line, look_lines, malformed_line, message_line, session_line
 from server.trace.show.output import standard_output, warn_cut_short
 from server.trace.show.pairing import DecodedMessage, walk
 from server.trace.show.place import Place
@@ -19,7 +19,7 @@ from server.trace.show.statistics import Statistics, report
 
 def run_show(arguments: argparse.Namespace) -> int:
     """Print a trace; the exit status. Raises TraceError, after what comes before the damage, and OSError."""
-    selection = Selection.parse(arguments.command, arguments.region, arguments.errors, arguments.since)
+    selection = Selection.parse(arguments)
     with TraceReader(arguments.file) as reader:
         with standard_output() as output:
             if arguments.stats:
@@ -27,7 +27,7 @@ def run_show(arguments: argparse.Namespace) -> int:
             elif arguments.json:
                 _print(_objects(reader, selection, arguments.events), output)
             else:
-                _print(_lines(reader, selection, arguments.events), output)
+                _print(_lines(reader, selection, arguments.events, arguments.absolute), output)
         warn_cut_short(reader)
     return 0
 
@@ -37,30 +37,40 @@ def _print(lines: Iterable[str], output: TextIO) -> None:
 
 
 def _summarise(reader: TraceReader, selection: Selection, output: TextIO) -> None:
-    statistics = Statistics()
+    statistics, place = Statistics(), Place()
     try:
-        for item in selection.select(walk(reader)):
+        for item in selection.select(statistics.follow(place.follow(walk(reader))), place):
             statistics.add(item)
     finally:
-        _print(report(statistics), output)
+        _print(report(statistics, place.first), output)
 
 
-def _lines(reader: TraceReader, selection: Selection, events: bool) -> Iterator[str]:
+def _lines(reader: TraceReader, selection: Selection, events: bool, absolute: bool) -> Iterator[str]:
     place = Place()
-    for item in selection.select(place.follow(walk(reader))):
+    for item in selection.select(place.follow(walk(reader)), place):
+        first = None if absolute else place.first
         if isinstance(item, DecodedMessage):
-            yield message_line(item, place.names, place.first)
+            yield message_line(item, place.names, first)
         elif isinstance(item, TracedSession):
             yield session_line(place.session, item.info)
         elif isinstance(item, TracedEvents) and events:
-            yield from event_lines(item.events, item.time, reader, place.names, place.first)
+            for event in item.events:
+                yield event_line(event, item.time, reader, place.names, first)
+        elif isinstance(item, TracedLook) and events:
+            yield from look_lines(item, reader, place.names, first)
+        elif isinstance(item, TracedMalformed):
+            yield malformed_line(item, first)
 
 
 def _objects(reader: TraceReader, selection: Selection, events: bool) -> Iterator[str]:
     place = Place()
-    for item in selection.select(place.follow(walk(reader))):
+    for item in selection.select(place.follow(walk(reader)), place):
         where = place.session, place.names, place.first
         if isinstance(item, DecodedMessage):
             yield json.dumps(message_object(item, *where))
         elif isinstance(item, TracedEvents) and events:
             yield from map(json.dumps, event_objects(item.events, item.time, reader, *where))
+        elif isinstance(item, TracedLook) and events:
+            yield from map(json.dumps, look_objects(item, reader, *where))
+        elif isinstance(item, TracedMalformed):
+            yield json.dumps(malformed_object(item, place.session, place.first))

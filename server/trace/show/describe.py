@@ -102,7 +102,9 @@ def _capabilities(value: Capabilities) -> list[str]:
         index = "" if twin.fd_index is None else f",fd_index:{twin.fd_index}"
         stated.append(f"twin_socket={twin.supported}{index}")
     if (migration := value.migration) is not None:
-        stated.append(f"migration=pgsize:{migration.pgsize},max_bitmap_size:{migration.max_bitmap_size}")
+        sizes = {"pgsize": migration.pgsize, "max_bitmap_size": migration.max_bitmap_size}
+        known = [f"{name}:{size}" for name, size in sizes.items() if size is not None]
+        stated.append(f"migration={','.join(known) or 'yes'}")
     if value.unknown:
         stated.append("unknown=" + some(value.unknown, len(value.unknown), MAX_WRITES, ","))
     return stated

@@ -30,8 +30,12 @@ def standard_output() -> Iterator[TextIO]:
 
 
 def warn_cut_short(reader: TraceReader) -> None:
-    """Say on standard error that a file, which has been read, ends in the middle of something."""
+    """Say on standard error that a file, which has been read, is empty, or ends in the middle of something."""
+    if reader.empty:
+        sys.stderr.write(
+            f"vgpud: {reader.path}: empty: nothing was recorded, or nothing has been written yet\n"
+        )
     if reader.cut_short:
         sys.stderr.write(
-            f"vgpud: {reader.path}: cut short: its last {reader.cut_short} bytes are a block without its end\n"
+            f"vgpud: {reader.cut_file}: cut short: its last {reader.cut_short} bytes are a block without its end\n"
         )

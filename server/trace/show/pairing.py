@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from protocol import ErrorReply, ProtocolError, Reply, Request, decode_reply, decode_request
-from server.trace.reader import Traced, TracedEvents, TracedMessage, TracedSession
+from server.trace.reader import (
+    Traced,
+    TracedEvents,
+    TracedLook,
+    TracedMalformed,
+    TracedMessage,
+    TracedSession,
+)
 
 MAX_WAITING: Final = 4096
 """Requests that are remembered until their reply comes."""
@@ -58,7 +65,7 @@ class Unanswered:
     request: DecodedMessage
 
 
-Walked: TypeAlias = TracedSession | DecodedMessage | TracedEvents | Unanswered
+Walked: TypeAlias = TracedSession | DecodedMessage | TracedEvents | TracedLook | TracedMalformed | Unanswered
 _Key: TypeAlias = tuple[bool, int, int]
 
 
@@ -144,7 +151,7 @@ def time_of(item: Walked) -> int | None:
     """When it was recorded, in ns since 1970, for what says so."""
     if isinstance(item, DecodedMessage):
         return item.message.time
-    return item.time if isinstance(item, TracedEvents) else None
+    return item.time if isinstance(item, TracedEvents | TracedLook | TracedMalformed) else None
 
 
 def _key(message: TracedMessage, from_client: bool) -> _Key:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import argparse
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from protocol import (
     Command,
@@ -15,15 +17,20 @@ from protocol import (
     RegionWriteReply,
 )
 from protocol.trace import TraceError
-from server.trace.reader import TracedSession
+from server.trace.reader import TracedMalformed, TracedSession
+from server.trace.show.names import Names
 from server.trace.show.pairing import DecodedMessage, Unanswered, Walked, time_of
+from server.trace.show.place import Place
 
 _NS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Messages of these commands, that access these regions, that failed, from ``since`` seconds on; None is all.
+    """Messages of these commands, that access these regions and registers, that failed; None is all.
+
+    Of what was said in one session only, and not before ``since`` or behind ``until`` (seconds from the start of the
+    trace on). Registers are patterns of :mod:`fnmatch`, of any case.
 
     With ``errors``, requests come right before the error reply that they got, so numbers may not be in order where
     several requests wait at a time. Of events, those behind a wanted message are wanted.
@@ -31,72 +38,111 @@ class Selection:
 
     commands: frozenset[int] | None = None
     regions: frozenset[int] | None = None
+    registers: tuple[str, ...] | None = None
     errors: bool = False
     since: float | None = None
+    until: float | None = None
+    session: int | None = None
 
     @classmethod
-    def parse(
-        cls,
-        commands: Iterable[str] | None,
-        regions: Iterable[str] | None,
-        errors: bool = False,
-        since: float | None = None,
-    ) -> Selection:
-        """From the text of arguments. Raises TraceError for a name that there is not."""
+    def parse(cls, arguments: argparse.Namespace) -> Selection:
+        """From the arguments of ``vgpud trace show``. Raises TraceError for a name that there is not."""
+        commands, regions, registers = arguments.command, arguments.region, arguments.register
         return cls(
             None if commands is None else frozenset(map(_command, commands)),
             None if regions is None else frozenset(map(_region, regions)),
-            errors,
-            since,
+            None if registers is None else tuple(name.lower() for name in registers),
+            arguments.errors,
+            arguments.since,
+            arguments.until,
+            arguments.session,
         )
 
-    def select(self, walked: Iterable[Walked]) -> Iterator[Walked]:
-        """What is wanted of a trace; sessions always are. Raises as ``walked`` does."""
-        first: int | None = None
-        matched = self.commands is None and self.regions is None and not self.errors
-        for item in walked:
-            time = time_of(item)
-            if first is None:
-                first = time
-            if isinstance(item, TracedSession):
-                yield item
-            elif isinstance(item, Unanswered):
-                if self._matches(item.request) and self._in_time(item.request.message.time, first):
-                    yield item
-            else:
-                matched = self._matches(item) if isinstance(item, DecodedMessage) else matched
-                if matched and self._in_time(time, first):
-                    yield from self._failed(item, first)
-                    yield item
+    def select(self, walked: Iterable[Walked], place: Place) -> Iterator[Walked]:
+        """What is wanted of ``walked``, which ``place`` follows; the session's start always is.
 
-    def _matches(self, item: DecodedMessage) -> bool:
+        Raises as ``walked`` does; and TraceError at the end where the trace has not so many sessions, or no message
+        accesses such a register.
+        """
+        everything = self.commands is None and not self._of_accesses and not self.errors
+        matched = everything
+        accessed = self.registers is None
+        for item in walked:
+            if isinstance(item, TracedSession):
+                matched = (matched and item.info.continued) or everything
+                if self.session in (None, place.session):
+                    yield item
+                continue
+            if isinstance(item, DecodedMessage):
+                matched = self._matches(item, place.names)
+                accessed = accessed or self._accesses(item, place.names, None)
+            if self.session in (None, place.session):
+                yield from self._wanted(item, matched, place)
+        if self.session is not None and self.session > place.session:
+            raise TraceError(f"there is no session {self.session}; the trace has {place.session}")
+        if not accessed:
+            raise TraceError(
+                f"no message accesses a register {' or '.join(map(repr, self.registers or ()))}; "
+                "names are as they are shown: common.device_status; or patterns: common.*"
+            )
+
+    @property
+    def _of_accesses(self) -> bool:
+        return self.regions is not None or self.registers is not None
+
+    def _wanted(self, item: Walked, matched: bool, place: Place) -> Iterator[Walked]:
+        if isinstance(item, Unanswered):
+            request = item.request
+            wanted = self._matches(request, place.names) and self._in_time(request.message.time, place)
+        elif isinstance(item, TracedMalformed):
+            # It has neither a command nor a region, and all of it is an error.
+            wanted = self.commands is None and not self._of_accesses and self._in_time(item.time, place)
+        else:
+            wanted = matched and self._in_time(time_of(item), place)
+        if wanted:
+            yield from self._failed(item, place)
+            yield item
+
+    def _matches(self, item: DecodedMessage, names: Names) -> bool:
         if self.errors and not item.is_error:
             return False
         if self.commands is not None and item.message.header.command not in self.commands:
             return False
-        return self.regions is None or not self.regions.isdisjoint(accessed_regions(item))
+        return not self._of_accesses or self._accesses(item, names, self.regions)
 
-    def _in_time(self, time: int | None, first: int | None) -> bool:
-        if self.since is None or time is None or first is None:
+    def _accesses(self, item: DecodedMessage, names: Names, regions: Container[int] | None) -> bool:
+        """Whether it accesses a wanted register, of one of ``regions``."""
+        return any(
+            (regions is None or region in regions)
+            and (self.registers is None or self._is_register(names.register(region, offset)))
+            for region, offset in accesses(item)
+        )
+
+    def _is_register(self, name: str | None) -> bool:
+        return name is not None and any(fnmatchcase(name.lower(), one) for one in self.registers or ())
+
+    def _in_time(self, time: int | None, place: Place) -> bool:
+        if time is None:
             return True
-        return (time - first) / _NS >= self.since
+        at = (time - place.first) / _NS
+        return (self.since is None or at >= self.since) and (self.until is None or at <= self.until)
 
-    def _failed(self, item: Walked, first: int | None) -> Iterator[DecodedMessage]:
+    def _failed(self, item: Walked, place: Place) -> Iterator[DecodedMessage]:
         """The request of an error reply, which has the same command and region."""
         request = item.request if self.errors and isinstance(item, DecodedMessage) else None
-        if request is not None and self._in_time(request.message.time, first):
+        if request is not None and self._in_time(request.message.time, place):
             yield request
 
 
-def accessed_regions(item: DecodedMessage) -> Iterator[int]:
-    """The regions that a message accesses, or that the request does which it answers."""
+def accesses(item: DecodedMessage) -> Iterator[tuple[int, int]]:
+    """The regions and offsets that a message accesses, or that the request does which it answers."""
     value = item.value
     if isinstance(value, RegionRead | RegionReadReply | RegionWrite | RegionWriteReply):
-        yield value.region
+        yield value.region, value.offset
     elif isinstance(value, RegionWriteMulti):
-        yield from (write.region for write in value.writes)
+        yield from ((write.region, write.offset) for write in value.writes)
     elif item.request is not None:
-        yield from accessed_regions(item.request)
+        yield from accesses(item.request)
 
 
 def _command(text: str) -> int:

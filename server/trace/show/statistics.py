@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from protocol import HEADER_SIZE, Command
 from protocol.trace import Access
-from server.trace.reader import TracedEvents, TracedSession
+from server.trace.reader import TracedEvents, TracedLook, TracedMalformed, TracedSession
 from server.trace.show.histogram import Histogram
 from server.trace.show.names import Names, command_name
 from server.trace.show.pairing import DecodedMessage, Unanswered, Walked
@@ -52,7 +52,7 @@ class Gap(NamedTuple):
 
 
 class Statistics:
-    """Sums of what it is told."""
+    """Sums of what it is told, and the gaps before it in all that it has followed."""
 
     def __init__(self) -> None:
         self.sessions = 0
@@ -71,7 +71,22 @@ class Statistics:
         """Of guest memory, True are writes."""
         self.interrupts: Counter[int] = Counter()
         """By VFIO IRQ index."""
+        self.looks = 0
+        self.changes = 0
+        self.change_bytes = 0
+        """Of mappable areas."""
+        self.malformed = 0
         self._previous: DecodedMessage | None = None
+        self._latest: DecodedMessage | None = None
+
+    def follow(self, walked: Iterable[Walked]) -> Iterator[Walked]:
+        """The same items, of which some are then added. Raises as ``walked`` does."""
+        for item in walked:
+            if isinstance(item, DecodedMessage):
+                self._previous, self._latest = self._latest, item
+            elif isinstance(item, TracedSession):
+                self._latest = None  # what is between two clients is no gap
+            yield item
 
     def add(self, item: Walked) -> None:
         """Count one item of a trace."""
@@ -81,7 +96,10 @@ class Statistics:
             self._events(item)
         elif isinstance(item, TracedSession):
             self.sessions += 1
-            self._previous = None  # what is between two clients is no gap
+        elif isinstance(item, TracedLook):
+            self._look(item)
+        elif isinstance(item, TracedMalformed):
+            self.malformed += 1
         else:
             self._unanswered(item)
 
@@ -108,10 +126,12 @@ class Statistics:
 
     def _gap(self, item: DecodedMessage) -> None:
         message, previous = item.message, self._previous
-        self._previous = item
-        if previous is None:
-            return
-        gap = Gap(message.time - previous.message.time, previous.message.number, message.number, message.time)
+        if previous is None or item is not self._latest:
+            return  # of a request that is shown with its reply, what came before it is not known any more
+        length = message.time - previous.message.time
+        if length < 0:
+            return  # the clock was set back
+        gap = Gap(length, previous.message.number, message.number, message.time)
         if len(self.gaps) < GAPS:
             heapq.heappush(self.gaps, gap)
         else:
@@ -125,6 +145,11 @@ class Statistics:
             else:
                 self.interrupts[event.index] += 1
 
+    def _look(self, item: TracedLook) -> None:
+        self.looks += item.look.whole
+        self.changes += len(item.look.changes)
+        self.change_bytes += sum(change.length for change in item.look.changes)
+
     def _unanswered(self, item: Unanswered) -> None:
         for counts in (self._counts(item.request), self.total):
             counts.unanswered += 1
@@ -132,24 +157,33 @@ class Statistics:
             self.unanswered.append(item.request.message.number)
 
 
-def report(statistics: Statistics) -> Iterator[str]:
-    """The sums in lines."""
+def report(statistics: Statistics, began: int) -> Iterator[str]:
+    """The sums in lines; ``began`` is when the trace did, in ns since 1970."""
     total = statistics.total
     duration = 0 if statistics.first is None else statistics.last - statistics.first
     yield f"sessions      {statistics.sessions}"
     yield f"messages      {statistics.messages} in {duration / _NS:.6f} s"
     yield f"bytes         {statistics.bytes[True]} from the client, {statistics.bytes[False]} from the server"
     yield f"guest memory  {_memory(statistics, 'read', False)}, {_memory(statistics, 'write', True)}"
+    if statistics.looks or statistics.changes:
+        yield f"mapped areas  {_areas(statistics)}"
     yield f"interrupts    {_interrupts(statistics)}"
     yield f"no reply      {_no_reply(statistics)}"
+    if statistics.malformed:
+        yield f"malformed     {statistics.malformed}"
     yield ""
     yield from _table(statistics, total)
     yield ""
-    yield from _gaps(statistics)
+    yield from _gaps(statistics, began)
 
 
 def _memory(statistics: Statistics, what: str, write: bool) -> str:
     return f"{plural(statistics.accesses[write], what)} of {plural(statistics.access_bytes[write], 'byte')}"
+
+
+def _areas(statistics: Statistics) -> str:
+    changes, looks = plural(statistics.changes, "change"), plural(statistics.looks, "look")
+    return f"{changes} of {plural(statistics.change_bytes, 'byte')} in {looks}"
 
 
 def _interrupts(statistics: Statistics) -> str:
@@ -188,11 +222,10 @@ def _latencies(histogram: Histogram) -> str:
     return "".join(f"{time / _US:>10.1f}" for time in times)
 
 
-def _gaps(statistics: Statistics) -> Iterator[str]:
-    first = statistics.first or 0
+def _gaps(statistics: Statistics, began: int) -> Iterator[str]:
     yield "longest gaps between messages"
     for gap in sorted(statistics.gaps, reverse=True):
         yield (
             f"{gap.length / _NS:>14.6f} s from message {gap.before} to {gap.after}, "
-            f"which came at {(gap.time - first) / _NS:.6f} s"
+            f"which came at {(gap.time - began) / _NS:.6f} s"
         )

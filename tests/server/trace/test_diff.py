@@ -84,12 +84,12 @@ def test_a_message_with_another_value_is_a_pair(tmp_path: Path, capsys: pytest.C
     assert status == 1
     assert lines == [
         "@@ message 4 of A, 4 of B @@",
-        "      4    0.000011 <- REGION_READ    reply BAR4 common.device_status 0x02",
-        "      5    0.000020 -> REGION_READ    BAR4 common.device_status (1 byte)",
-        "~     6    0.000021 <- REGION_READ    reply BAR4 common.device_status 0x03",
-        "~     6    0.000021 <- REGION_READ    reply BAR4 common.device_status 0x07  [data: 0x03 -> 0x07]",
-        "      7    0.000030 -> REGION_READ    BAR4 common.device_status (1 byte)",
-        "      8    0.000031 <- REGION_READ    reply BAR4 common.device_status 0x04",
+        "      4    0.000011 <- REGION_READ              reply BAR4 common.device_status 0x02",
+        "      5    0.000020 -> REGION_READ              BAR4 common.device_status (1 byte)",
+        "~     6    0.000021 <- REGION_READ              reply BAR4 common.device_status 0x03",
+        "~     6    0.000021 <- REGION_READ              reply BAR4 common.device_status 0x07  [data: 0x03 -> 0x07]",
+        "      7    0.000030 -> REGION_READ              BAR4 common.device_status (1 byte)",
+        "      8    0.000031 <- REGION_READ              reply BAR4 common.device_status 0x04",
         "7 messages equal, 1 differ, 0 only in A, 0 only in B",
     ]
 
@@ -116,7 +116,7 @@ def test_messages_that_only_one_has_are_signed(tmp_path: Path, capsys: pytest.Ca
     assert lines[-1] == "100 messages equal, 0 differ, 1 only in A, 2 only in B"
 
 
-@pytest.mark.parametrize(("context", "expected"), [(0, 1), (1, 3), (3, 7), (-1, 1)])
+@pytest.mark.parametrize(("context", "expected"), [(0, 1), (1, 3), (3, 7)])
 def test_context_is_as_long_as_asked_for(
     context: int, expected: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,8 +126,18 @@ def test_context_is_as_long_as_asked_for(
         asks(numbers), asks([*numbers[:10], *numbers[11:]]), tmp_path, capsys, f"--context={context}"
     )
 
-    assert lines[0] == f"@@ message {11 - max(context, 0)} of A, {11 - max(context, 0)} of B @@"
+    assert lines[0] == f"@@ message {11 - context} of A, {11 - context} of B @@"
     assert len(lines) == 1 + expected + 1
+
+
+@pytest.mark.parametrize("context", ["-1", "9" * 20, "10001", "x", "", "1.5"])
+def test_a_context_that_is_no_number_of_messages_is_refused(
+    context: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["trace", "diff", f"--context={context}", str(tmp_path / "a"), str(tmp_path / "b")])
+
+    assert f"{context!r} is no number of messages from 0 to 10000" in capsys.readouterr().err
 
 
 def test_near_differences_share_their_context(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,9 +157,9 @@ def test_a_reply_that_fails_in_one_is_a_pair(tmp_path: Path, capsys: pytest.Capt
     _, lines = diff(a, b, tmp_path, capsys, "--context", "0")
 
     assert lines[1:3] == [
-        "~     2    0.000005 <- REGION_READ    reply BAR4 common.device_status 0x01",
+        "~     2    0.000005 <- REGION_READ              reply BAR4 common.device_status 0x01",
         (
-            "~     2    0.000005 <- REGION_READ    error EINVAL: BAR4 common.device_status (1 byte)"
+            "~     2    0.000005 <- REGION_READ              error EINVAL: BAR4 common.device_status (1 byte)"
             "  [outcome: success -> EINVAL]"
         ),
     ]
@@ -230,7 +240,7 @@ def test_a_session_that_only_one_has_is_a_difference(
             "-session 2: recorded by vgpud serve; transport native; device virtio-gpu; "
             "with guest memory and interrupts"
         ),
-        "1 messages equal, 0 differ, 0 only in A, 0 only in B",
+        "1 message equal, 0 differ, 0 only in A, 0 only in B",
     ]
 
 

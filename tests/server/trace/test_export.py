@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,7 +60,7 @@ def test_json_lines_hold_every_message(tmp_path: Path) -> None:
     ("arguments", "reason"),
     [
         (("--scanout", "1"), "there is no scanout 1"),
-        (("--session", "2"), "there are 1 sessions, so no session 2"),
+        (("--session", "2"), "it has 1 session, so no session 2"),
     ],
 )
 def test_what_is_not_in_the_trace_is_said_in_one_line(
@@ -92,3 +95,56 @@ def test_an_animation_in_no_known_format_is_an_error(
 ) -> None:
     assert export("--animation", tmp_path / "film.mov", MODETEST) == 1
     assert "name it .png, .gif or .webp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["film.jpg", "film.bmp", "film.pdf", "film", "film.png.jpg"])
+def test_a_name_that_is_none_of_an_animated_picture_is_said_before_anything_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert export("--animation", tmp_path / name, tmp_path / MODETEST) == 1
+    assert "name it .png, .gif or .webp" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--json", "--animation"])
+def test_the_trace_itself_is_not_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    trace = tmp_path / "trace.png"
+    trace.write_bytes(MODETEST.read_bytes())
+    (tmp_path / "link.png").symlink_to(trace)
+    for output in (trace, tmp_path / "link.png"):
+        assert export(option, output, trace) == 1
+        assert "is the trace itself: give another OUTPUT" in capsys.readouterr().err
+    assert trace.read_bytes() == MODETEST.read_bytes()
+
+
+@pytest.fixture
+def _no_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("_no_umask")
+def test_what_is_exported_is_for_its_owner_alone(tmp_path: Path) -> None:
+    (tmp_path / "there.json").write_text("what was there")
+    (tmp_path / "there.json").chmod(0o666)
+    for name in ("new.json", "there.json"):
+        assert export("--json", tmp_path / name, MODETEST) == 0
+    assert export("--animation", tmp_path / "film.png", MODETEST) == 0
+    assert export("--frames", tmp_path / "frames", MODETEST) == 0
+    files = [*tmp_path.glob("*.*"), *(tmp_path / "frames").iterdir()]
+    assert len(files) > 4
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    assert stat.S_IMODE((tmp_path / "frames").stat().st_mode) == 0o700
+
+
+def test_pictures_of_two_exports_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.png").write_text("is in nobody's way")
+    assert export("--frames", tmp_path, MODETEST) == 0
+    before = sorted(tmp_path.iterdir())
+    capsys.readouterr()
+    assert export("--frames", tmp_path, MODETEST) == 1
+    assert "has pictures of an earlier export: give another folder, or remove them" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before

@@ -39,6 +39,9 @@ def test_sessions_are_exported(tmp_path: Path) -> None:
         "memory": True,
         "interrupts": True,
         "continued": False,
+        "areas": False,
+        "recording": "",
+        "file": 0,
     }
     assert one["session"] == 1
     assert (second["session"], second["recorder"], second["continued"]) == (2, "x", True)
@@ -78,6 +81,18 @@ def test_all_that_the_device_saw_is_exported(tmp_path: Path) -> None:
     assert (write["access"], write["address"], write["data"]) == ("write", 0x20000, "07")
     assert (interrupt["type"], interrupt["irq"], interrupt["vector"]) == ("interrupt", "MSIX", 1)
     assert interrupt["timestamp"] == START + 10_000
+
+
+def test_what_is_not_in_the_trace_is_null_and_what_comes_behind_it_is_there(tmp_path: Path) -> None:
+    trace = TraceFile().request(1, GetRegionInfo(0))
+    trace.record(
+        3, event(1, 1, 0, 4096, 0x10000, digest(b"gone") + bytes(8)) + event(2, 0, 0, 1, 0x20000, b"\7")
+    )
+
+    _, _, read, write = exported(trace.save(tmp_path / "trace"))
+
+    assert (read["address"], read["length"], read["data"]) == (0x10000, 4096, None)
+    assert write["data"] == "07"
 
 
 def test_a_file_that_was_cut_short_is_exported_up_to_there(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from server.client import open_client
 from server.fds import ReceivedFds
 from server.trace.fd_facts import fd_facts
 from server.trace.proxy.tap import MAX_DATA
+from server.trace.reader import TracedMalformed
 from tests.server.register_device import BAR0, BAR3, MSIX, PAGE, RegisterDevice
 from tests.server.running import open_fds, running_server
 from tests.server.trace.proxies import (
@@ -194,6 +195,10 @@ async def test_what_is_no_message_passes_as_it_is(pair: Pair, log: list[EventDic
         await source.send(garbage)
         assert await read_all(target, len(garbage)) == garbage
     assert [one["sender"] for one in log if one["event"] == "recording_stopped"] == [sender]
+    (recorded,) = (one for one in pair.proxy.recorded() if isinstance(one, TracedMalformed))
+    assert recorded.inbound == (sender == "client")
+    # Of a server's first message the header is read first.
+    assert recorded.malformed.data == (garbage if sender == "client" else garbage[:HEADER_SIZE])
     await target.send(garbage)
     assert await read_all(source, len(garbage)) == garbage
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,13 +16,19 @@ from hypothesis import strategies as st
 
 from protocol import HEADER, HEADER_SIZE
 from protocol.pcapng import Direction, Packet, Parser
-from protocol.trace import MAX_CONTENT, Access, Interrupt, RecordKind, SessionInfo
+from protocol.trace import MAX_CONTENT, Interrupt, Malformed, RecordKind, SessionInfo
 from server.trace import recorder as recorder_module
 from server.trace.fd_facts import FdFacts, MessageFacts
-from server.trace.reader import TracedEvents, TracedMessage, TracedSession, TraceReader
-from server.trace.recorder import MAX_EVENTS, SHORT, Recorder
-from server.trace.ring import FILES, MIN_LIMIT, TraceRing
-from tests.server.trace.test_ring import files_of
+from server.trace.reader import (
+    TracedEvents,
+    TracedLook,
+    TracedMalformed,
+    TracedMessage,
+    TracedSession,
+    TraceReader,
+)
+from server.trace.recorder import BATCH_TIME, INTERRUPT_TIME, MAX_EVENTS, SHORT, Recorder
+from server.trace.ring import TraceRing
 
 INFO = SessionInfo("tests", "a device", "native", memory=True, interrupts=True)
 IN, OUT = Direction.INBOUND, Direction.OUTBOUND
@@ -58,10 +61,15 @@ def seen_in(path: Path) -> list[Seen]:
     with TraceReader(path) as reader:
         for one in reader:
             if isinstance(one, TracedSession):
-                seen.append(("session", one.info))
+                seen.append(("session", replace(one.info, recording="", file=0)))
             elif isinstance(one, TracedMessage):
                 data = one.header.pack() + bytes(one.payload)
                 seen.append(("message", one.direction, data, one.facts))
+            elif isinstance(one, TracedLook):
+                changes = [(change.region, change.offset, reader.data(change)) for change in one.look.changes]
+                seen.append(("areas", one.look.whole, changes))
+            elif isinstance(one, TracedMalformed):
+                seen.append(("malformed", one.direction, one.malformed, one.facts))
             else:
                 for event in one.events:
                     if isinstance(event, Interrupt):
@@ -102,6 +110,9 @@ sizes = st.integers(0, 2 * SHORT) | st.sampled_from(
 )
 data = st.builds(lambda size, byte: bytes([byte]) * size, sizes, st.integers(0, 255))
 facts = st.builds(MessageFacts, st.just(()) | st.just((FdFacts("eventfd", 1, 2),)), st.booleans())
+area_data = st.builds(
+    lambda size, byte: bytes([byte]) * size, st.sampled_from([1, SHORT, SHORT + 1, PAGE]), st.integers(0, 255)
+)
 things = st.one_of(
     st.tuples(
         st.just("message"),
@@ -111,8 +122,25 @@ things = st.one_of(
     ),
     st.tuples(st.sampled_from(["read", "write"]), address, data),
     st.tuples(st.just("interrupt"), st.integers(0, 4), st.integers(0, 2**32)),
+    st.tuples(
+        st.just("areas"),
+        st.just(True),
+        st.lists(st.tuples(st.integers(0, 2**16 - 1), st.integers(0, 2**64 - 1), area_data), max_size=4),
+    ),
+    st.tuples(
+        st.just("malformed"),
+        st.sampled_from([IN, OUT]),
+        st.builds(Malformed, st.text(max_size=20), st.binary(max_size=50)),
+        facts,
+    ),
     st.tuples(st.just("flush")),
 )
+
+
+def record_look(recorder: Recorder, whole: bool, changes: list[tuple[int, int, bytes]]) -> None:
+    for region, offset, data in changes:
+        recorder.area_changed(region, offset, memoryview(data))
+    recorder.looked_at_areas(whole=whole)
 
 
 def record(recorder: Recorder, thing: Seen) -> None:
@@ -121,6 +149,10 @@ def record(recorder: Recorder, thing: Seen) -> None:
         "read": recorder.read,
         "write": recorder.wrote,
         "interrupt": recorder.interrupt,
+        "areas": lambda whole, changes: record_look(recorder, whole, changes),
+        "malformed": lambda direction, what, facts: recorder.malformed(
+            direction, what.data, what.reason, facts.pack()
+        ),
         "flush": recorder.flush,
     }
     calls[thing[0]](*thing[1:])
@@ -153,6 +185,42 @@ def test_events_come_behind_the_message_before_and_before_the_one_behind(file: P
         recorder.wrote(3, b"b")
     kinds = [one[0] for one in seen_in(file)]
     assert kinds == ["session", "read", "message", "read", "interrupt", "message", "write"]
+
+
+def test_events_have_the_time_at_which_they_happened(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 10**18
+    monkeypatch.setattr(recorder_module, "_now", lambda: clock)
+    happened: list[int] = []
+    with recording(file) as (recorder, _):
+        recorder.message(IN, message_of(0))
+        for pause in (0, 5_000, 90_000_000, 1_000, 400_000, 500_000, 300_000, -50_000_000, 10):
+            for kind in ("interrupt", "read", "write", "long read"):
+                clock += pause
+                happened.append(clock)
+                if kind == "interrupt":
+                    recorder.interrupt(2, 1)
+                elif kind == "write":
+                    recorder.wrote(1, b"12")
+                else:
+                    recorder.read(1, bytes(2 if kind == "read" else PAGE))
+    with TraceReader(file) as reader:
+        batches = [one for one in reader if isinstance(one, TracedEvents)]
+    told = [(one.time, event) for one in batches for event in one.events]
+
+    assert len(told) == len(happened)
+    for (time, event), at in zip(told, happened, strict=True):
+        assert 0 <= at - time <= (INTERRUPT_TIME if isinstance(event, Interrupt) else BATCH_TIME)
+    assert len(batches) < len(happened)
+
+
+def test_events_that_follow_at_once_are_one_packet(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "_now", lambda: 10**18)
+    with recording(file) as (recorder, _):
+        for number in range(100):
+            recorder.read(number, b"a")
+            recorder.interrupt(2, number)
+    with TraceReader(file) as reader:
+        assert [len(one.events) for one in reader if isinstance(one, TracedEvents)] == [200]
 
 
 @pytest.mark.parametrize("count", [1, 5, 3 * MAX_EVENTS // 20])
@@ -239,156 +307,3 @@ def every_kind(recorder: Recorder, number: int, pins: Pins, memory: bytearray) -
     memory[number % PAGE] ^= 0xFF
     recorder.looked(pins, [(0, len(memory))], 0, [memoryview(memory)])
     recorder.interrupt(0, number)
-
-
-def test_each_file_of_a_ring_is_self_contained_and_the_session_goes_on_in_the_next(file: Path) -> None:
-    pins, memory = Pins(), bytearray(os.urandom(10 * PAGE))
-    count = 0
-    with recording(file, MIN_LIMIT) as (recorder, ring):
-        while ring.files_written < 2 * FILES:
-            every_kind(recorder, count, pins, memory)
-            count += 1
-    numbers: list[object] = []
-    for path in files_of(file):
-        assert path.stat().st_size < MIN_LIMIT // FILES + 8 * PAGE
-        session, *seen = seen_in(path)
-        assert session == ("session", SessionInfo("tests", "a device", "native", True, True, continued=True))
-        numbers += [int.from_bytes(one[2][-4:], "little") for one in seen if one[0] == "message"]
-        looks = [one for one in seen if one[0] == "look"]
-        assert max(len(one[2]) for one in looks) == len(memory)
-    assert numbers == list(range(count))[-len(numbers) :]
-    assert len(files_of(file)) == FILES
-
-
-def test_the_first_file_of_a_session_does_not_continue_another(file: Path) -> None:
-    with recording(file, MIN_LIMIT) as (recorder, ring):
-        while ring.files_written < 2:
-            recorder.message(IN, message_of(0, 50_000))
-    older, newer = files_of(file)
-    assert seen_in(older)[0] == ("session", INFO)
-    assert seen_in(newer)[0] != ("session", INFO)
-
-
-@pytest.mark.parametrize("kind", ["read", "write", "long read", "look", "interrupt"])
-def test_what_happens_without_a_message_stays_within_the_limit_too(file: Path, kind: str) -> None:
-    memory = bytearray(os.urandom(64 * PAGE))
-    pins, ranges = Pins(), [(0, len(memory))]
-    with recording(file, MIN_LIMIT) as (recorder, ring):
-        recorder.message(IN, message_of(0))
-        while ring.files_written < FILES + 2:
-            at = ring.bytes_written % len(memory)
-            if kind == "look":
-                memory[::PAGE] = os.urandom(64)
-                recorder.looked(pins, ranges, 0, [memoryview(memory)])
-            elif kind == "interrupt":
-                recorder.interrupt(0, at)
-            else:
-                access = recorder.wrote if kind == "write" else recorder.read
-                access(at, os.urandom(3 * MAX_CONTENT if kind == "long read" else SHORT))
-    for path in files_of(file):
-        assert path.stat().st_size < MIN_LIMIT // FILES + 2 * MAX_EVENTS + MAX_CONTENT
-        assert seen_in(path)[0][0] == "session"
-
-
-def test_messages_before_the_start_wait_for_it(file: Path) -> None:
-    ring = TraceRing(file)
-    first, second = Recorder(ring, INFO), Recorder(ring, INFO)
-    second.message(IN, message_of(2))
-    first.message(IN, message_of(1))
-    first.start()
-    second.flush()
-    first.message(OUT, message_of(10))
-    second.start()
-    second.start()
-    second.message(OUT, message_of(20))
-    second.flush()
-    ring.close()
-    numbers = [one[2][0] if one[0] == "message" else one[0] for one in seen_in(file)]
-    assert numbers == ["session", 1, 10, "session", 2, 20]
-
-
-def test_a_session_is_as_old_as_its_first_message(file: Path) -> None:
-    ring = TraceRing(file)
-    recorder = Recorder(ring, INFO)
-    recorder.message(IN, message_of(1))
-    recorder.start()
-    recorder.flush()
-    ring.close()
-    parser = Parser()
-    parser.feed(file.read_bytes())
-    session, message = (block for block in parser.blocks() if isinstance(block, Packet))
-    assert session.timestamp == message.timestamp
-
-
-def test_sessions_that_never_got_the_device_stay_within_the_limit(file: Path) -> None:
-    ring = TraceRing(file, MIN_LIMIT)
-    while ring.files_written < FILES + 1:
-        recorder = Recorder(ring, INFO)
-        recorder.message(IN, message_of(1, 100_000))
-        recorder.start()
-        recorder.flush()
-        assert file.stat().st_size < MIN_LIMIT // FILES + 101_000
-    ring.close()
-    assert all(one == ("session", INFO) for path in files_of(file) for one in seen_in(path)[::2])
-
-
-def test_a_disk_that_is_full_does_not_disturb_who_is_recorded() -> None:
-    reported: list[OSError] = []
-    pins, memory = Pins(), bytearray(10 * PAGE)
-    with recording(Path("/dev/full"), MIN_LIMIT) as (recorder, ring):
-        ring.when_failed = reported.append
-        recorder.flush()
-        for number in range(2000):
-            every_kind(recorder, number, pins, memory)
-        assert recorder.messages == 2000
-    assert len(reported) == 1
-
-
-CHILD = """
-import os, signal, sys
-from pathlib import Path
-from tests.server.trace.test_recorder import *
-ring = TraceRing(Path(sys.argv[1]))
-recorder = Recorder(ring, INFO)
-recorder.start()
-for number in range(500):
-    every_kind(recorder, number, Pins(), bytearray(PAGE))
-recorder.flush()
-for number in range(500, 5000):
-    every_kind(recorder, number, Pins(), bytearray(PAGE))
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_what_was_flushed_outlives_a_server_that_is_killed(file: Path) -> None:
-    result = subprocess.run([sys.executable, "-c", CHILD, str(file)], check=False, timeout=120)
-    assert result.returncode == -signal.SIGKILL
-    numbers = [one[2][-4:] for one in seen_in(file) if one[0] == "message"]
-    assert numbers == [number.to_bytes(4, "little") for number in range(len(numbers))]
-    assert len(numbers) >= 500
-
-
-def test_what_a_recorder_keeps_does_not_grow_with_the_trace(tmp_path: Path) -> None:
-    def peak(count: int) -> int:
-        tracemalloc.start()
-        try:
-            with recording(tmp_path / "trace", MIN_LIMIT) as (recorder, _):
-                for number in range(count):
-                    recorder.message(IN, message_of(number, 8))
-                    recorder.read(number, b"8 bytes.")
-                    recorder.interrupt(2, 1)
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-
-    assert peak(100_000) < peak(10_000) + 200_000
-
-
-def test_accesses_are_what_the_types_say(file: Path) -> None:
-    with recording(file) as (recorder, _):
-        recorder.read(5, bytes(SHORT + 1))
-    with TraceReader(file) as reader:
-        (events,) = (one for one in reader if isinstance(one, TracedEvents))
-    (access,) = events.events
-    assert isinstance(access, Access)
-    assert (access.data, access.length, access.in_place, access.write) == (None, SHORT + 1, False, False)

@@ -29,8 +29,10 @@ from protocol import (
     encode,
     encode_request,
 )
+from protocol.pcapng import Direction, section
 from server.fds import ReceivedFds
 from server.trace import recording
+from server.trace.fd_facts import fd_facts
 from server.trace.reader import TracedMessage, TraceReader
 from server.trace.recording import Recording
 from server.trace.ring import TraceRing
@@ -91,8 +93,11 @@ async def test_a_client_that_breaks_the_protocol_is_recorded_up_to_there(bed: Be
         await client.message()
         assert error_of(await client.message()) != 0
         assert await client.ends()
-    *before, last = bed.seen
-    assert kinds(before) == GREETED + ASKED + ASKED
+    *before, malformed, reply, last = bed.seen
+    assert kinds([*before, reply]) == GREETED + ASKED + ASKED
+    assert malformed[:2] == ("malformed", Direction.INBOUND)
+    assert malformed[2].data == broken + encode_request(2, ID)
+    assert f"a message of {HEADER.unpack(broken[:16])[2]} bytes" in malformed[2].reason
     assert HEADER.unpack(last[2])[0] == 9
 
 
@@ -103,7 +108,13 @@ async def test_a_client_that_sends_too_many_fds_is_recorded_up_to_there(bed: Bed
             await client.ask(ID)
             await client.command(DmaMap(0, PAGE, READ_WRITE), [memory] * 17)
             assert await client.ends()
-    assert kinds(bed.seen)[:5] == GREETED + ASKED
+        seen = bed.seen
+        assert kinds(seen[:5]) == GREETED + ASKED
+        kind, direction, malformed, facts = seen[5]
+        assert (kind, direction) == ("malformed", Direction.INBOUND)
+        assert malformed.data[16:] == DmaMap(0, PAGE, READ_WRITE).pack()
+        assert "more file descriptors" in malformed.reason
+        assert set(facts.fds) == {fd_facts(memory)}
 
 
 @pytest.mark.parametrize("cut", [1, 15, 16, 40])
@@ -119,7 +130,12 @@ async def test_a_client_that_is_killed_in_a_message_is_recorded_up_to_the_one_be
                 await trio.testing.wait_all_tasks_blocked()
             async with watched_client(server.path, Log()) as client:
                 await client.say_version()
-    assert kinds(bed.seen) == GREETED + ASKED + GREETED
+        seen = bed.seen
+        kind, _, malformed, facts = seen.pop(len(GREETED + ASKED))
+        assert (kind, malformed.data) == ("malformed", encode_request(1, DmaMap(0, PAGE, READ_WRITE))[:cut])
+        assert "ended in the middle" in malformed.reason
+        assert facts.fds == (fd_facts(memory),)
+        assert kinds(seen) == GREETED + ASKED + GREETED
 
 
 async def test_a_client_that_does_not_wait_for_replies_is_recorded(bed: Bed) -> None:
@@ -262,7 +278,7 @@ async def test_the_trace_of_a_server_that_is_ended_is_readable(
     tmp_path: Path, transport: str, number: signal.Signals
 ) -> None:
     socket, trace = tmp_path / "socket", tmp_path / "trace"
-    trace.write_bytes(b"of an earlier server")
+    trace.write_bytes(section("an earlier server"))
     with serving("--socket-path", str(socket), "--trace", str(trace), "--transport", transport) as process:
         async with watched_client(socket, Log()) as client:
             await client.say_version()

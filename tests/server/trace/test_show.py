@@ -6,11 +6,21 @@ import os
 import subprocess
 import sys
 import zlib
+from errno import EINVAL
 from pathlib import Path
 
 import pytest
 
-from protocol import Command, DeviceReset, RegionRead, RegionReadReply, RegionWrite
+from protocol import (
+    Capabilities,
+    Command,
+    DeviceReset,
+    MigrationCapability,
+    RegionRead,
+    RegionReadReply,
+    RegionWrite,
+    Version,
+)
 from protocol.pcapng import Direction
 from protocol.trace import SessionInfo, digest
 from server.cli import main
@@ -35,8 +45,8 @@ def test_a_session_says_who_recorded_what(tmp_path: Path, capsys: pytest.Capture
 
     assert show(path, capsys) == [
         "session 1: recorded by vgpud serve; transport native; device virtio-gpu; with guest memory and interrupts",
-        "     1    0.000000 -> REGION_READ    BAR4 common.device_status (1 byte)",
-        "     2    0.000020 <- REGION_READ    reply BAR4 common.device_status 0x0f  20.0us",
+        "     1    0.000000 -> REGION_READ              BAR4 common.device_status (1 byte)",
+        "     2    0.000020 <- REGION_READ              reply BAR4 common.device_status 0x0f  20.0us",
     ]
 
 
@@ -50,14 +60,14 @@ def test_every_session_is_announced_and_has_its_own_registers(
     lines = show(trace.save(tmp_path / "trace"), capsys)
 
     assert lines[0] == "session 1: recorded by vgpud trace record; messages only"
-    assert lines[1] == "     1    0.000000 -> REGION_READ    BAR4 +0x14 (1 byte)"
+    assert lines[1] == "     1    0.000000 -> REGION_READ              BAR4 +0x14 (1 byte)"
     assert lines[3].startswith("session 2: recorded by vgpud serve; ")
-    assert lines[4] == "     3    0.001000 -> REGION_READ    BAR4 common.device_status (1 byte)"
+    assert lines[4] == "     3    0.001000 -> REGION_READ              BAR4 common.device_status (1 byte)"
     assert lines[6] == (
         "session 3: recorded by somebody; device virtio-gpu,scanouts=99; messages only; "
         "continued: its start is in a file before"
     )
-    assert lines[7] == "     5    0.002000 -> REGION_READ    BAR4 +0x14 (1 byte)"
+    assert lines[7] == "     5    0.002000 -> REGION_READ              BAR4 +0x14 (1 byte)"
 
 
 def test_the_configuration_space_of_a_strange_device_has_the_names_of_any_pci_function(
@@ -68,8 +78,8 @@ def test_the_configuration_space_of_a_strange_device_has_the_names_of_any_pci_fu
 
     lines = show(trace.save(tmp_path / "trace"), capsys)
 
-    assert lines[1] == "     1    0.000000 -> REGION_WRITE   CONFIG command 0x0006"
-    assert lines[2] == "     2    0.000000 -> REGION_WRITE   CONFIG +0x40 0x0006"
+    assert lines[1] == "     1    0.000000 -> REGION_WRITE             CONFIG command 0x0006"
+    assert lines[2] == "     2    0.000000 -> REGION_WRITE             CONFIG +0x40 0x0006"
 
 
 def with_events(path: Path) -> Path:
@@ -100,13 +110,16 @@ def test_events_are_shown_when_asked_for(tmp_path: Path, capsys: pytest.CaptureF
     lines = show(path, capsys, "--events")
 
     assert lines[2:7] == [
-        "          0.000010    memory read    0x10000-0x10fff (4 KiB) in place 000102030405060708090a0b0c0d0e0f...",
-        "          0.000010    memory read    0x20000-0x20fff (4 KiB) which is not in this file",
-        "          0.000010    memory read    0x30000 (0 bytes)",
-        "          0.000010    memory write   0x40000-0x40001 (2 bytes) 0x0201",
-        "          0.000010    interrupt      MSIX 1",
+        (
+            "          0.000010    memory read              0x10000-0x10fff (4 KiB) in place "
+            "000102030405060708090a0b0c0d0e0f..."
+        ),
+        "          0.000010    memory read              0x20000-0x20fff (4 KiB) which is not in this file",
+        "          0.000010    memory read              0x30000 (0 bytes)",
+        "          0.000010    memory write             0x40000-0x40001 (2 bytes) 0x0201",
+        "          0.000010    interrupt                MSIX 1",
     ]
-    assert lines[8:] == ["          0.000030    interrupt      INTX 0"]
+    assert lines[8:] == ["          0.000030    interrupt                INTX 0"]
     assert [lines[0], lines[1], lines[7]] == messages
 
 
@@ -125,9 +138,9 @@ def test_what_the_recorder_writes_is_shown(tmp_path: Path, capsys: pytest.Captur
     lines = show(tmp_path / "trace", capsys, "--events")
 
     assert len(lines) == 4
-    assert " -> REGION_READ    BAR4 common.device_status (1 byte)" in lines[1]
-    assert " <- REGION_READ    reply BAR4 common.device_status 0x0f  " in lines[2]
-    assert lines[3].endswith("interrupt      MSIX 0")
+    assert " -> REGION_READ              BAR4 common.device_status (1 byte)" in lines[1]
+    assert " <- REGION_READ              reply BAR4 common.device_status 0x0f  " in lines[2]
+    assert lines[3].endswith(" interrupt                MSIX 0")
 
 
 def test_a_file_that_was_cut_short_is_shown_up_to_there(
@@ -142,7 +155,7 @@ def test_a_file_that_was_cut_short_is_shown_up_to_there(
         lines_behind[end] = count
     path = tmp_path / "cut"
 
-    for size in range(len(trace.data) + 1):
+    for size in range(1, len(trace.data) + 1):
         path.write_bytes(trace.data[:size])
         status = main(["trace", "show", str(path)])
         said = capsys.readouterr()
@@ -241,3 +254,64 @@ def test_lines_come_out_while_the_file_is_read(tmp_path: Path) -> None:
 
     assert shown.stderr == ""
     assert shown.stdout.splitlines()[1] == "     1    0.000000 -> DEVICE_RESET"
+
+
+def test_all_commands_are_as_wide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = TraceFile()
+    for command in Command:
+        trace.error(1, command, EINVAL)
+
+    lines = show(trace.save(tmp_path / "trace"), capsys)[1:]
+
+    assert {line.index("error EINVAL") for line in lines} == {len("     1    0.000000 <- ") + 25}
+
+
+def test_an_error_says_which_and_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = TraceFile()
+    trace.request(1, RegionRead(0x16, 4, 2), 0)
+    trace.error(1, Command.REGION_READ, EINVAL, 1234)
+    trace.request(2, DeviceReset(), 2000)
+    trace.error(2, Command.DEVICE_RESET, 95, 2008)
+    trace.error(3, Command.DMA_MAP, 0, 3000)
+    trace.error(3, Command.DMA_MAP, 4095, 3000)
+
+    lines = show(trace.save(tmp_path / "trace"), capsys)
+
+    assert lines[2] == (
+        "     2    0.001234 <- REGION_READ              error EINVAL: BAR4 common.queue_select (2 bytes)  1234us"
+    )
+    assert lines[4] == "     4    0.002008 <- DEVICE_RESET             error EOPNOTSUPP  8.0us"
+    assert lines[5] == "     5    0.003000 <- DMA_MAP                  error errno 0 [no request]"
+    assert lines[6] == "     6    0.003000 <- DMA_MAP                  error errno 4095 [no request]"
+
+
+def test_a_posted_command_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = TraceFile().request(1, RegionWrite(0, 0, b"\1"), posted=True).save(tmp_path / "trace")
+
+    assert show(path, capsys)[1] == "     1    0.000000 -> REGION_WRITE             BAR0 +0x0 0x01 [posted]"
+
+
+@pytest.mark.parametrize(
+    ("migration", "words"),
+    [
+        (MigrationCapability(pgsize=4096), "pgsize:4096"),
+        (MigrationCapability(max_bitmap_size=256), "max_bitmap_size:256"),
+        (MigrationCapability(4096, 256), "pgsize:4096,max_bitmap_size:256"),
+    ],
+)
+def test_of_migration_only_what_was_stated_is_shown(
+    migration: MigrationCapability, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = TraceFile().request(1, Version(0, 0, Capabilities(migration=migration)))
+
+    assert show(trace.save(tmp_path / "trace"), capsys)[1].endswith(f" 0.0 migration={words}")
+
+
+def test_absolute_times_are_of_the_day(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = one_access(TraceFile())
+    trace.record(3, event(INTERRUPT, 0, 0, 0, 0), 2_000_000)
+    lines = show(trace.save(tmp_path / "trace"), capsys, "--absolute", "--events")
+
+    # As date -u -d @1700000000 has it.
+    assert lines[1].startswith("     1 2023-11-14T22:13:20.000000Z -> REGION_READ ")
+    assert lines[-1] == "       2023-11-14T22:13:22.000000Z    interrupt                INTX 0"

@@ -36,7 +36,7 @@ def _check(message: DecodedMessage) -> None:
     assert list(differences(message, message)) == []
     statistics = Statistics()
     statistics.add(message)
-    assert list(report(statistics))
+    assert list(report(statistics, 0))
 
 
 @given(strategies.requests)

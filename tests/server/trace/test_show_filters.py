@@ -56,6 +56,14 @@ CHOICES = [
     (["--since", "2"], [5, 6, 7, 8, 9, 10, 11]),
     (["--since", "2.000005"], [7, 8, 9, 10, 11]),
     (["--errors", "--since", "2.000001"], [7, 6, 8]),
+    (["--until", "2"], [1, 2, 3, 4, 5]),
+    (["--until", "-1"], []),
+    (["--since", "1", "--until", "2.000001"], [3, 4, 5, 6]),
+    (["--register", "vendor_id"], [5, 7]),
+    (["--register", "COMMON.*"], [3, 4, 6, 8]),
+    (["--register", "vendor_id", "--register", "common.device_feature_select"], [3, 4, 5, 6, 7, 8]),
+    (["--register", "*", "--region", "4", "--command", "REGION_WRITE"], [6, 8]),
+    (["--session", "1", "--since", "4"], [11]),
     (["--errors", "--command", "REGION_READ"], [5, 7]),
     (["--errors", "--region", "BAR4"], [6, 8]),
     (["--region", "BAR4", "--command", "REGION_WRITE"], [6, 8]),
@@ -114,7 +122,10 @@ def test_a_reply_has_its_time_though_its_request_is_not_shown(
 ) -> None:
     lines = show(path, capsys, "--since", "2.000005")
 
-    assert lines[1] == "     7    2.000010 <- REGION_READ    error EINVAL: CONFIG vendor_id (4 bytes)  10.0us"
+    assert (
+        lines[1]
+        == "     7    2.000010 <- REGION_READ              error EINVAL: CONFIG vendor_id (4 bytes)  10.0us"
+    )
 
 
 def test_an_unknown_command_is_an_error_that_lists_the_commands(
@@ -142,3 +153,55 @@ def test_an_unknown_region_is_an_error_that_lists_the_regions(
         f"vgpud: there is no region {name!r}; "
         "there are: BAR0, BAR1, BAR2, BAR3, BAR4, BAR5, ROM, CONFIG, VGA, and numbers\n"
     )
+
+
+def test_one_session_is_shown_by_its_number(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = TraceFile().request(1, DeviceReset(), 0).session(at=5).request(1, RegionRead(0, 4, 4), 5)
+    trace.session(at=9).request(1, DeviceReset(), 9)
+    trace.save(path)
+
+    lines = show(path, capsys, "--session", "2")
+
+    assert len(lines) == 2
+    assert lines[0].startswith("session 2: ")
+    assert lines[1].startswith("     2    0.000005 -> REGION_READ ")
+    assert show(path, capsys, "--stats", "--session", "2")[:2] == [
+        "sessions      1",
+        "messages      1 in 0.000000 s",
+    ]
+    assert show(path, capsys, "--stats", "--session", "1")[5] == "no reply      1 request: 1"
+
+
+@pytest.mark.parametrize("how", [[], ["--json"], ["--stats"]])
+def test_a_session_that_there_is_not_is_an_error(
+    how: list[str], path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["trace", "show", "--session", "2", *how, str(path)]) == 1
+
+    assert capsys.readouterr().err == "vgpud: there is no session 2; the trace has 1\n"
+
+
+def test_a_register_that_nothing_accesses_is_an_error(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", "show", "--register", "device_statsu", str(path)]) == 1
+
+    assert capsys.readouterr().err == (
+        "vgpud: no message accesses a register 'device_statsu'; "
+        "names are as they are shown: common.device_status; or patterns: common.*\n"
+    )
+
+
+def test_a_register_whose_accesses_are_not_chosen_is_none(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(show(path, capsys, "--register", "vendor_id", "--region", "BAR4")) == 1
+
+
+@pytest.mark.parametrize("option", ["--since", "--until"])
+@pytest.mark.parametrize("time", ["nan", "inf", "-inf", "", "now", "1e999"])
+def test_a_time_that_is_no_number_is_refused(
+    option: str, time: str, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["trace", "show", f"{option}={time}", str(path)])
+
+    assert f"argument {option}: {time!r} is no number of seconds" in capsys.readouterr().err

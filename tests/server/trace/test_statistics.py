@@ -80,6 +80,42 @@ def test_the_longest_gaps_are_listed_with_the_messages_around_them(
     ]
 
 
+def test_gaps_are_those_in_the_whole_trace_before_what_is_chosen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = TraceFile().request(1, DeviceReset(), 0)
+    trace.request(2, RegionRead(0, 4, 4), 2_000_000)
+    trace.request(3, DeviceReset(), 2_000_500)
+    trace.error(3, Command.DEVICE_RESET, EINVAL, 2_000_900)
+    path = trace.save(tmp_path / "trace")
+
+    def gaps(*options: str) -> list[str]:
+        lines = show(path, capsys, "--stats", *options)
+        return lines[lines.index("longest gaps between messages") + 1 :]
+
+    reset = [
+        "      0.000500 s from message 2 to 3, which came at 2.000500 s",
+        "      0.000400 s from message 3 to 4, which came at 2.000900 s",
+    ]
+    assert gaps("--command", "DEVICE_RESET") == reset
+    assert gaps("--since", "2.0001") == reset
+    assert gaps("--errors") == reset[1:]
+    assert gaps("--region", "BAR4") == ["      2.000000 s from message 1 to 2, which came at 2.000000 s"]
+
+
+def test_a_clock_that_was_set_back_makes_no_gap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = TraceFile()
+    for at in (10, 5, 8):
+        trace.request(1, DeviceReset(), at)
+
+    lines = show(trace.save(tmp_path / "trace"), capsys, "--stats")
+
+    assert lines[-2:] == [
+        "longest gaps between messages",
+        "      0.000003 s from message 2 to 3, which came at -0.000002 s",
+    ]
+
+
 def test_guest_memory_and_interrupts_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = TraceFile().request(1, DeviceReset())
     reads = event(1, 0, 0, 3, 0, b"abc") + event(1, 0, 0, 4, 0, b"defg")

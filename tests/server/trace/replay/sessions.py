@@ -10,7 +10,7 @@ from pathlib import Path
 
 import trio
 
-from devices.contract import GuestMemory
+from devices.contract import Device, GuestMemory
 from protocol import DmaMapFlags, IrqAction, IrqData, PciIrq, SetIrqs
 from protocol.trace import SessionInfo
 from server.client import VfioUserClient, open_client
@@ -87,7 +87,7 @@ async def square_numbers(client: VfioUserClient, fd: int, count: int = 5) -> Non
 
 
 async def record(
-    folder: Path, device: RegisterDevice, *acts: Act, transport: str = "native", device_text: str = ""
+    folder: Path, device: Device, *acts: Act, transport: str = "native", device_text: str = ""
 ) -> Path:
     """Have a server record one session for each of ``acts``; returns the trace."""
     path = folder / "trace.pcapng"

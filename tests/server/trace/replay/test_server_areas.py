@@ -1,0 +1,230 @@
+"""What a recorded client wrote to mapped areas is written again, into the areas of the server and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol import RegionFlags, RegionInfo, SparseArea, SparseMmap
+from protocol.trace import AreaChange, TraceError, digest, pack_content
+from server.client import VfioUserClient
+from server.fds import ReceivedFds
+from server.trace.reader import TraceReader
+from server.trace.replay.server_areas import MAX_WAITING, ServerAreas
+from tests.server.register_device import AREAS, BAR3, PAGE, RegisterDevice
+from tests.server.running import TRANSPORTS, open_fds
+from tests.server.trace.replay.sessions import record, replayed
+from tests.server.trace.show_files import TraceFile
+
+READ_WRITE_MMAP = RegionFlags.READ | RegionFlags.WRITE | RegionFlags.MMAP
+SIZE = 8 * PAGE
+PLACE = 2 * PAGE
+"""Where the region is in the server's file."""
+
+
+@pytest.fixture(autouse=True)
+def _no_fd_leaks() -> Iterator[None]:
+    before = open_fds()
+    yield
+    assert open_fds() == before
+
+
+@pytest.fixture
+def file() -> Iterator[int]:
+    fd = os.memfd_create("region", os.MFD_CLOEXEC)
+    os.ftruncate(fd, PLACE + SIZE)
+    with ReceivedFds([fd]):
+        yield fd
+
+
+@pytest.fixture
+def areas(tmp_path: Path) -> Iterator[ServerAreas]:
+    with TraceReader(TraceFile().save(tmp_path / "trace")) as reader:
+        areas = ServerAreas(reader)
+        yield areas
+        areas.close()
+
+
+def info(*sparse: tuple[int, int], index: int = BAR3, size: int = SIZE) -> memoryview:
+    capabilities = (SparseMmap(tuple(SparseArea(*one) for one in sparse)),) if sparse else ()
+    return memoryview(RegionInfo(index, READ_WRITE_MMAP, size, PLACE, capabilities).pack())
+
+
+def change(offset: int, data: bytes, region: int = BAR3) -> AreaChange:
+    return AreaChange(region, offset, len(data), data)
+
+
+def content(fd: int) -> bytes:
+    return os.pread(fd, os.fstat(fd).st_size, 0)
+
+
+def test_a_change_is_written_where_the_region_is_in_the_file(areas: ServerAreas, file: int) -> None:
+    areas.offered(info((PAGE, PAGE)), [file])
+    areas.put(change(PAGE + 5, b"here"))
+    assert content(file).strip(b"\0") == b"here"
+    assert content(file).index(b"here") == PLACE + PAGE + 5
+
+
+def test_a_region_without_areas_may_be_mapped_as_a_whole(areas: ServerAreas, file: int) -> None:
+    areas.offered(info(), [file])
+    areas.put(change(SIZE - 1, b"end"))
+    assert content(file)[PLACE + SIZE - 1 :] == b"e"
+
+
+def test_each_area_may_have_a_file_of_its_own(areas: ServerAreas, file: int) -> None:
+    with ReceivedFds([os.memfd_create("other", os.MFD_CLOEXEC)]) as others:
+        (other,) = others.numbers
+        os.ftruncate(other, PLACE + SIZE)
+        areas.offered(info((0, PAGE), (PAGE, PAGE)), [file, other])
+        areas.put(change(PAGE - 1, b"ab"))
+        assert content(file)[PLACE + PAGE - 1 :][:2] == b"a\0"
+        assert content(other)[PLACE + PAGE - 1 :][:2] == b"\0b"
+
+
+def test_what_comes_before_the_client_asks_is_written_when_it_has(areas: ServerAreas, file: int) -> None:
+    for number in range(MAX_WAITING + 10):
+        areas.put(change(8, number.to_bytes(4, "big")))
+    areas.put(change(8, b"other", region=1))
+    areas.offered(info((0, SIZE)), [file])
+    assert content(file)[PLACE + 8 :][:5] == (MAX_WAITING - 1).to_bytes(4, "big") + b"\0"
+
+
+spots = st.integers(0, SIZE + PAGE) | st.sampled_from([2**32, 2**63, 2**64 - 1])
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2**16 - 1) | st.just(BAR3), spots, st.binary(min_size=1, max_size=3 * PAGE))
+    )
+)
+def test_nothing_is_written_outside_of_the_areas(changes: list[tuple[int, int, bytes]]) -> None:
+    expected = bytearray(SIZE)
+    with (
+        ReceivedFds([os.memfd_create("region", os.MFD_CLOEXEC)]) as fds,
+        TraceReader(Path("/dev/null")) as reader,
+    ):
+        (fd,) = fds.numbers
+        os.pwrite(fd, b"\xff" * (PLACE + SIZE + PAGE), 0)
+        os.pwrite(fd, expected, PLACE)
+        areas = ServerAreas(reader)
+        areas.offered(info(*((area.offset, area.length) for area in AREAS)), [fd])
+        for region, offset, data in changes:
+            areas.put(change(offset, data, region))
+            for at, byte in enumerate(data, offset):
+                if region == BAR3 and any(area.offset <= at < area.offset + area.length for area in AREAS):
+                    expected[at] = byte
+        areas.close()
+        assert content(fd) == b"\xff" * PLACE + expected + b"\xff" * PAGE
+
+
+@pytest.mark.parametrize(
+    "sparse",
+    [
+        [(0, 2**64 - 1)],
+        [(2**64 - 1, 2**64 - 1)],
+        [(2**63, PAGE)],
+        [(SIZE, PAGE)],
+        [(SIZE + PAGE, PAGE)],
+        [(PAGE, 0)],
+        [(PAGE, SIZE)],
+    ],
+)
+def test_areas_that_are_not_in_the_region_do_no_harm(
+    areas: ServerAreas, file: int, sparse: list[tuple[int, int]]
+) -> None:
+    os.ftruncate(file, PLACE + SIZE + PAGE)
+    areas.offered(info(*sparse), [file])
+    for offset in (0, PAGE, SIZE - 1, SIZE, SIZE + PAGE, 2**63, 2**64 - 1):
+        areas.put(change(offset, b"x" * PAGE))
+    before, region, behind = (
+        content(file)[:PLACE],
+        content(file)[PLACE:][:SIZE],
+        content(file)[PLACE + SIZE :],
+    )
+    assert (before, behind) == (bytes(PLACE), bytes(PAGE))
+    assert set(region) <= set(b"x\0")
+
+
+def test_a_file_that_is_too_short_or_none_is_done_without(areas: ServerAreas, file: int) -> None:
+    os.ftruncate(file, PLACE + PAGE)
+    areas.offered(info((0, 2 * PAGE)), [file])
+    areas.put(change(0, b"here"))
+    assert content(file) == bytes(PLACE + PAGE)
+    read, write = os.pipe()
+    with ReceivedFds([read, write]):
+        os.set_blocking(read, False)
+        areas.offered(info((0, PAGE)), [write])
+        areas.put(change(0, b"here"))
+        with pytest.raises(BlockingIOError):
+            os.read(read, 1)
+    areas.offered(info((0, PAGE)), [])
+    areas.offered(memoryview(b"nonsense"), [file])
+    areas.put(change(0, b"here"))
+
+
+def test_a_file_that_cannot_be_written_is_done_without(areas: ServerAreas, file: int) -> None:
+    with ReceivedFds([os.open(f"/proc/self/fd/{file}", os.O_RDONLY)]) as fds:
+        areas.offered(info((0, PAGE)), fds.numbers)
+    areas.put(change(0, b"here"))
+    assert not any(content(file))
+
+
+class Board(RegisterDevice):
+    """BAR3 by message is what is in its file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.share_bar3()
+
+    def region_read(self, index: int, offset: int, count: int) -> bytes:
+        return os.pread(self.shared_fd, count, offset)
+
+
+async def draw(client: VfioUserClient, _fd: int) -> None:
+    """Write through the file of BAR3 as through a mapping, and read by message."""
+    info, fds = await client.get_region_info(BAR3)
+    with fds:
+        (fd,) = fds.numbers
+        for byte in (b"x", b"y"):
+            os.pwrite(fd, byte * PAGE, info.offset + PAGE)
+            assert await client.region_read(BAR3, PAGE + 5, 4) == byte * 4
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("recorded_by", TRANSPORTS)
+async def test_what_a_client_drew_and_read_by_message_is_read_again(
+    tmp_path: Path, recorded_by: str, transport: str
+) -> None:
+    trace = await record(tmp_path, Board(), draw, transport=recorded_by)
+    report = await replayed(trace, Board(), transport=transport)
+    assert report.same, report.first
+
+
+async def test_what_a_server_without_the_area_reads_is_a_divergence_and_no_error(tmp_path: Path) -> None:
+    trace = await record(tmp_path, Board(), draw)
+    report = await replayed(trace, RegisterDevice())
+    assert not report.same
+
+
+PICTURE = b"picture!" * (PAGE // 8)
+
+
+async def draw_picture(client: VfioUserClient, _fd: int) -> None:
+    info, fds = await client.get_region_info(BAR3)
+    with fds:
+        os.pwrite(fds.numbers[0], PICTURE, info.offset + PAGE)
+
+
+async def test_a_content_that_is_not_in_the_file_is_an_error(tmp_path: Path) -> None:
+    trace = await record(tmp_path, Board(), draw_picture)
+    data = bytearray(trace.read_bytes())
+    stored = data.index(pack_content(digest(PICTURE), PICTURE)[:20])
+    data[stored + 4] ^= 1
+    trace.write_bytes(data)
+    with pytest.raises(TraceError, match=r"0x1000\+0x1000 is not in this file"):
+        await replayed(trace, Board())
