@@ -10,9 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from server.display.command_line import add_display
-from server.exit_status import fail
+from server.exit_status import exit_status_of, fail
 from server.hotplug.command_line import add_attach, add_detach
 from server.instances.command_line import add_instances
+from server.instances.control_option import add_control, control_socket
+from server.instances.errors import InstanceError
 from server.launch.command_line import add_run
 from server.libvirt.command_line import add_libvirt_xml
 from server.log import FORMATS, LEVELS
@@ -35,8 +37,8 @@ def _status(arguments: argparse.Namespace) -> int:
     from server.status_text import status_lines  # noqa: PLC0415
 
     try:
-        answer = trio.run(status, arguments.control)
-    except ControlError as error:
+        answer = trio.run(status, control_socket(arguments))
+    except (ControlError, InstanceError) as error:
         return fail(error)
     text = json.dumps(answer, indent=2) if arguments.json else "\n".join(status_lines(answer))
     sys.stdout.write(text + "\n")
@@ -50,8 +52,8 @@ def _screenshot(arguments: argparse.Namespace) -> int:
     from server.control_protocol import ControlError  # noqa: PLC0415
 
     try:
-        frame = trio.run(screenshot, arguments.control, arguments.file, arguments.scanout)
-    except ControlError as error:
+        frame = trio.run(screenshot, control_socket(arguments), arguments.file, arguments.scanout)
+    except (ControlError, InstanceError) as error:
         return fail(error)
     sys.stdout.write(f"{arguments.file}: {frame.buffer.width}x{frame.buffer.height}\n")
     return 0
@@ -166,11 +168,25 @@ def _add_dma_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """Refuses an option that it does not know with the usage of the command at hand, and not that of all commands."""
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known, unknown
+
+
+def _parser() -> argparse.ArgumentParser:
+    return _Parser(
         prog="vgpud", description="A vfio-user device server that gives QEMU guests a virtual GPU."
     )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = _parser()
     parser.add_argument("--version", action="version", version=f"vgpud {version('vgpud')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands)
@@ -180,13 +196,13 @@ def build_parser() -> argparse.ArgumentParser:
     demo.set_defaults(handler=_demo)
 
     screenshot = commands.add_parser("screenshot", help="save what is on a screen of a running server")
-    screenshot.add_argument("--control", type=Path, required=True, metavar="PATH")
+    add_control(screenshot)
     screenshot.add_argument("--scanout", type=int, default=0, metavar="N")
     screenshot.add_argument("file", type=Path, metavar="FILE.png")
     screenshot.set_defaults(handler=_screenshot)
 
     status = commands.add_parser("status", help="show what a running server is doing")
-    status.add_argument("--control", type=Path, required=True, metavar="PATH")
+    add_control(status)
     status.add_argument("--json", action="store_true")
     status.set_defaults(handler=_status)
 
@@ -206,12 +222,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the console script ``vgpud``."""
+    return exit_status_of(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
     handler: Handler = arguments.handler
-    try:
-        return handler(arguments)
-    except KeyboardInterrupt:
-        return fail("interrupted")
+    return handler(arguments)
 
 
 def serve_main() -> int:

@@ -114,6 +114,7 @@ class Engine:
             "device": self.device.name,
             "clients_served": self.clients_served,
             "trace": None if self.trace is None else self.trace.status(),
+            "latencies": None if self.timings is None else self.timings.summary(),
             "client": None if self.session is None else self.session.status(),
             "model": self.device.status(),
         }

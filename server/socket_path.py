@@ -23,7 +23,9 @@ class SocketPathError(Exception):
 def listen_at(path: Path) -> Iterator[socket.socket]:
     """Listen at ``path``; the file goes away with the block, unless someone else has replaced it meanwhile."""
     if len(os.fsencode(path)) > SUN_PATH_MAX:
-        raise SocketPathError(f"{path}: longer than the {SUN_PATH_MAX} bytes that a UNIX socket allows")
+        raise SocketPathError(
+            f"{path}: longer than the {SUN_PATH_MAX} bytes that a UNIX socket allows; choose a shorter one"
+        )
     _remove_stale(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
         try:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from pathlib import Path
 from typing import TypeAlias
 
 from server.exit_status import fail
+from server.instances.control_option import add_control, control_socket
+from server.instances.errors import InstanceError
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -18,7 +19,7 @@ _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
 def add_display(commands: Subparsers) -> None:
     """Add ``display`` to the command line."""
     parser = commands.add_parser("display", help="list the screens of a running server, or change one")
-    parser.add_argument("--control", type=Path, required=True, metavar="PATH")
+    add_control(parser)
     parser.add_argument("--scanout", type=int, metavar="N", help="the screen to change, or to list alone")
     parser.add_argument(
         "--size", metavar="WIDTHxHEIGHT", help="the mode that the screen prefers from now on, in pixels"
@@ -36,13 +37,13 @@ def _display(arguments: argparse.Namespace) -> int:
 
     try:
         lines = run_display(
-            arguments.control,
+            control_socket(arguments),
             arguments.scanout,
             parse_size(arguments.size),
             arguments.connected,
             as_json=arguments.json,
         )
-    except (ControlError, ValueError) as error:
+    except (ControlError, InstanceError, ValueError) as error:
         return fail(error)
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 0

@@ -50,6 +50,9 @@ def _add_define(commands: Subparsers) -> None:
         default="auto",
         help="as for serve (default: %(default)s)",
     )
+    parser.add_argument(
+        "--metrics", action="store_true", help="have its server offer metrics to Prometheus, at a UNIX socket"
+    )
     _add_places(parser)
     _add_manager(parser)
     parser.set_defaults(handler=_define)
@@ -134,11 +137,6 @@ def _guarded(run: Run, arguments: argparse.Namespace) -> int:
         return run(arguments)
     except InstanceError as error:
         return fail(error)
-    except BrokenPipeError:
-        return 0  # who reads has seen enough
-    except OSError as error:
-        where = "" if error.filename is None else f"{error.filename}: "
-        return fail(f"{where}{error.strerror or error}")
 
 
 def _types(arguments: argparse.Namespace) -> int:

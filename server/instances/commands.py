@@ -9,6 +9,7 @@ import sys
 from uuid import UUID, uuid4
 
 from server.exit_status import fail
+from server.instances.capacity import memory_total
 from server.instances.definition import Definition, parse_device
 from server.instances.errors import InstanceError
 from server.instances.identity import parse_uuid
@@ -32,7 +33,11 @@ def run_define(arguments: argparse.Namespace) -> int:
     uuid = uuid4() if arguments.uuid is None else parse_uuid(arguments.uuid)
     chosen = find_type(arguments.type)
     attrs = {} if arguments.device is None else parse_device(arguments.device, chosen)
-    definition = Definition(uuid, chosen, arguments.auto, attrs, arguments.transport)
+    if arguments.metrics:
+        _check_metrics()
+    definition = Definition(uuid, chosen, arguments.auto, attrs, arguments.transport, arguments.metrics)
+    if chosen.memory_option in attrs:
+        _check_memory(definition)
     store = Store(places.definitions)
     store.add(definition)
     try:
@@ -44,13 +49,33 @@ def run_define(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_metrics() -> None:
+    from server.metrics.listen import MetricsUnavailable  # noqa: PLC0415 - most definitions are without
+    from server.metrics.serving import check_library  # noqa: PLC0415
+
+    try:
+        check_library()
+    except MetricsUnavailable as error:
+        raise InstanceError(error) from error
+
+
+def _check_memory(definition: Definition) -> None:
+    """Refuse what can only be a mistake: `vgpud types` would have room for nothing from then on."""
+    wanted, total = definition.video_memory, memory_total()
+    if wanted > total:
+        raise InstanceError(
+            f"{definition.type.memory_option}={wanted >> 20}M is more than this host's memory of {total >> 20} MiB; "
+            "choose less"
+        )
+
+
 def run_undefine(arguments: argparse.Namespace) -> int:
     """Forget an instance, with all that is left of it. Raises InstanceError."""
     places, uuid = places_of(arguments), parse_uuid(arguments.uuid)
     manager = choose_manager(arguments.manager, places)
     store = Store(places.definitions)
     seen = _look_at(places, uuid)
-    if seen.state is not State.STOPPED:
+    if not seen.state.ended:
         raise InstanceError(f"{uuid} is {seen.state.value}; 'vgpud stop {uuid}' first")
     if not places.folder(uuid).is_dir():
         store.remove(uuid)
@@ -75,7 +100,7 @@ def run_start(arguments: argparse.Namespace) -> int:
     for uuid in store.uuids():
         try:
             definition = store.read(uuid)
-            if definition.auto and look_at(places, uuid).state is State.STOPPED:
+            if definition.auto and look_at(places, uuid).state.ended:
                 _start(manager, places, definition)
         except InstanceError as error:
             worst = fail(error)

@@ -2,10 +2,11 @@
 
 .. code-block:: json
 
-    {"mdev_type": "vgpud-virtio-2", "start": "auto", "attrs": [{"edid": "off"}], "transport": "native"}
+    {"mdev_type": "vgpud-virtio-2", "start": "auto", "attrs": [{"edid": "off"}], "transport": "native", "metrics": "on"}
 
-``attrs`` are options of the device, one to an object as mdevctl writes them. They win over those of the type. ``attrs``
-and ``transport`` may be missing.
+``attrs`` are options of the device, one to an object as mdevctl writes them. They win over those of the type.
+``metrics`` is on where the server has an endpoint for Prometheus. ``attrs``, ``transport`` and ``metrics`` may be
+missing.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from server.transports import AUTO, CHOICES
 
 MAX_BYTES = 64 << 10
 """Longest file of a definition."""
-_KEYS = ("mdev_type", "start", "attrs", "transport")
+_KEYS = ("mdev_type", "start", "attrs", "transport", "metrics")
 _STARTS = ("auto", "manual")
+_SWITCH = {"on": True, "off": False}
 _OPTION = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _VALUE = re.compile(r"[\w.:/+-]{1,64}", re.ASCII)
 """No comma among them: it would begin another option."""
@@ -41,6 +43,7 @@ class Definition:
     auto: bool = False
     attrs: Mapping[str, str] = field(default_factory=dict)
     transport: str = AUTO
+    metrics: bool = False
 
     def __post_init__(self) -> None:
         """Check everything that the JSON does not."""
@@ -90,12 +93,13 @@ def parse_device(text: str, wanted: InstanceType) -> dict[str, str]:
 
 def as_json(definition: Definition) -> dict[str, Any]:
     """The JSON object of a definition."""
-    return {
+    members = {
         "mdev_type": definition.type.name,
         "start": definition.start,
         "attrs": [{option: value} for option, value in definition.attrs.items()],
         "transport": definition.transport,
     }
+    return {**members, "metrics": "on"} if definition.metrics else members
 
 
 def encode(definition: Definition) -> bytes:
@@ -118,12 +122,16 @@ def decode(uuid: UUID, content: bytes) -> Definition:
     start = _text(members, "start")
     if start not in _STARTS:
         raise InstanceError(f"start is {start!r}; write auto or manual")
+    metrics = _text(members, "metrics") if "metrics" in members else "off"
+    if metrics not in _SWITCH:
+        raise InstanceError(f"metrics is {metrics!r}; write on or off")
     return Definition(
         uuid,
         find_type(_text(members, "mdev_type")),
         start == "auto",
         _attrs(members.get("attrs", [])),
         _text(members, "transport") if "transport" in members else AUTO,
+        _SWITCH[metrics],
     )
 
 

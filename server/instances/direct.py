@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import secrets
 import select
 import signal
 import socket
@@ -17,15 +18,17 @@ from uuid import UUID
 
 from server.instances.definition import Definition
 from server.instances.errors import InstanceError
-from server.instances.pid_file import holder
+from server.instances.pid_file import held, holder
 from server.instances.places import Places, make_private_folder
+from server.instances.signals import NoticedSignals, noticed
+from server.instances.state import listening_paths
 
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 """How long a server may take to listen, and to end."""
 MAX_LOG = 16 << 20
 """Bytes of a server's log: what would be more is lost, because clients can cause lines without end."""
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Direct:
@@ -41,25 +44,41 @@ class Direct:
         """Nothing to do."""
 
     def start(self, definition: Definition) -> None:
-        """Start its server, and return when it listens. Raises InstanceError with the server's reason."""
+        """Start its server, and return when it listens. Raises InstanceError with the server's reason.
+
+        Whatever ends this before, a signal among it, ends the server, too.
+        """
         uuid = definition.uuid
-        make_private_folder(self._places.folder(uuid))
         log = self._places.log(uuid)
-        with _ready_socket() as (ready, address):
-            process = _spawn(self._places, uuid, log, address)
+        make_private_folder(self._places.folder(uuid))
+        with (
+            noticed() as signals,
+            _ready_socket() as (ready, address),
+            _log_of_attempt(self._places, uuid) as attempt,
+        ):
+            process = _spawn(self._places, uuid, attempt, address)
             try:
-                _wait_until_ready(process, ready, log)
+                _wait_until_ready(process, ready, signals, attempt, log)
+                _keep(attempt, log)
             except BaseException:
                 process.kill()
                 process.wait()
+                self._clear(uuid)
                 raise
         process.returncode = 0  # it is to outlive this process: nobody waits for it
 
     def stop(self, uuid: UUID, *, force: bool) -> None:
-        """End its server with SIGTERM, or, if that does not help and ``force`` is set, with SIGKILL."""
+        """End its server with SIGTERM, or, if that does not help and ``force`` is set, with SIGKILL.
+
+        What a server leaves that could not clean up is removed, also where it has ended before.
+        """
         pidfd = _open_process(self._places.pid_file(uuid))
-        if pidfd is None:
-            return
+        if pidfd is not None:
+            self._end(pidfd, uuid, force=force)
+        self._clear(uuid)
+
+    def _end(self, pidfd: int, uuid: UUID, *, force: bool) -> None:
+        """Closes ``pidfd``."""
         try:
             _signal(pidfd, signal.SIGTERM)
             if _wait_readable([pidfd], STOP_SECONDS):
@@ -70,6 +89,16 @@ class Direct:
             _wait_readable([pidfd], STOP_SECONDS)
         finally:
             os.close(pidfd)
+
+    def _clear(self, uuid: UUID) -> None:
+        """Remove the sockets of a server that has ended, unless there is another by now."""
+        places = self._places
+        if not places.folder(uuid).is_dir():
+            return
+        with suppress(InstanceError), held(places.pid_file(uuid)):
+            places.control(uuid).unlink(missing_ok=True)
+            if str(places.socket(uuid)) not in listening_paths():  # systemd may have it
+                places.socket(uuid).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -82,6 +111,29 @@ def _ready_socket() -> Iterator[tuple[socket.socket, str]]:
         address = str(Path(folder) / "ready")
         ready.bind(address)
         yield ready, address
+
+
+@contextmanager
+def _log_of_attempt(places: Places, uuid: UUID) -> Iterator[Path]:
+    """The log of a server that is to be started. It becomes the instance's log, unless somebody else has started it."""
+    log = places.log(uuid)
+    attempt = log.with_name(f"{log.name}.{secrets.token_hex(4)}")
+    try:
+        yield attempt
+    finally:
+        if attempt.exists():
+            with suppress(InstanceError):
+                if holder(places.pid_file(uuid)) is None:
+                    _keep(attempt, log)
+        attempt.unlink(missing_ok=True)
+
+
+def _keep(attempt: Path, log: Path) -> None:
+    """Raises InstanceError."""
+    try:
+        attempt.rename(log)
+    except OSError as error:
+        raise InstanceError(f"{log}: {error.strerror}; remove it") from error
 
 
 def _spawn(places: Places, uuid: UUID, log: Path, ready: str) -> subprocess.Popen[bytes]:
@@ -109,16 +161,24 @@ def _spawn(places: Places, uuid: UUID, log: Path, ready: str) -> subprocess.Pope
     return process
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], ready: socket.socket, log: Path) -> None:
+def _wait_until_ready(
+    process: subprocess.Popen[bytes],
+    ready: socket.socket,
+    signals: NoticedSignals,
+    attempt: Path,
+    log: Path,
+) -> None:
     pidfd = os.pidfd_open(process.pid)
     try:
-        happened = _wait_readable([ready.fileno(), pidfd], START_SECONDS)
+        happened = _wait_readable([ready.fileno(), pidfd, signals.fileno()], START_SECONDS)
     finally:
         os.close(pidfd)
+    if signals.fileno() in happened:
+        raise InstanceError("interrupted")
     if ready.fileno() in happened:
         return
     if happened:
-        raise InstanceError(f"{_last_line(log) or 'the server ended without a word'}")
+        raise InstanceError(f"{_last_line(attempt) or 'the server ended without a word'}")
     raise InstanceError(f"the server does not listen after {START_SECONDS:.0f} s; its log is {log}")
 
 

@@ -23,6 +23,7 @@ from server.instances.types import TYPES, InstanceType
 
 _CLIENT = {True: "client attached", False: "no client", None: "client unknown"}
 _HEADER = ("UUID", "TYPE", "STATE", "PID", "CLIENT", "SOCKET")
+_DEFINED_HEADER = ("UUID", "TYPE", "START", *_HEADER[2:])
 
 
 def run_types(arguments: argparse.Namespace) -> int:
@@ -79,7 +80,11 @@ def run_list(arguments: argparse.Namespace) -> int:
         listing = [_instance_json(seen, definition, places) for seen, definition in rows]
         sys.stdout.write(json.dumps(listing, indent=2) + "\n")
     elif rows:
-        _write_table([_HEADER, *(_instance_texts(seen, definition, places) for seen, definition in rows)])
+        table = [_instance_texts(seen, definition, places) for seen, definition in rows]
+        if arguments.defined:
+            starts = ("?" if definition is None else definition.start for _, definition in rows)
+            table = [(*row[:2], start, *row[2:]) for row, start in zip(table, starts, strict=True)]
+        _write_table([_DEFINED_HEADER if arguments.defined else _HEADER, *table])
     return worst
 
 
@@ -106,6 +111,7 @@ def _instance_json(seen: Look, definition: Definition | None, places: Places) ->
         "client_attached": seen.attached,
         "socket": str(places.socket(seen.uuid)),
         "control": str(places.control(seen.uuid)),
+        "metrics": str(places.metrics(seen.uuid)) if definition is not None and definition.metrics else None,
     }
 
 

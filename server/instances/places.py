@@ -44,6 +44,10 @@ class Places:
         """The control socket."""
         return self.folder(uuid) / "control.sock"
 
+    def metrics(self, uuid: UUID) -> Path:
+        """The socket for Prometheus, of an instance that has metrics."""
+        return self.folder(uuid) / "metrics.sock"
+
     def pid_file(self, uuid: UUID) -> Path:
         """The file that the running server has locked, with its pid."""
         return self.folder(uuid) / "pid"

@@ -14,7 +14,10 @@ from server.instances.identity import canonical_uuid
 from server.instances.pid_file import held
 from server.instances.places import Places, choose_places, make_private_folder
 from server.instances.store import Store
+from server.metrics.listen import UNIX
 
+METRICS_MODE = 0o666
+"""The folder says who may reach it."""
 _FIRST_PASSED_FD = 3
 """SD_LISTEN_FDS_START."""
 
@@ -47,6 +50,9 @@ def _uuid(text: str) -> UUID:
 def serve_command(definition: Definition, places: Places, passed: int | None) -> list[str]:
     """The command line of ``vgpud serve`` for an instance, on the listening fd ``passed`` if there is one."""
     uuid = definition.uuid
+    metrics = (
+        ["--metrics", f"{UNIX}{places.metrics(uuid)},mode={METRICS_MODE:04o}"] if definition.metrics else []
+    )
     where = ["--socket-path", str(places.socket(uuid))] if passed is None else ["--fd", str(passed)]
     return [
         "serve",
@@ -57,6 +63,7 @@ def serve_command(definition: Definition, places: Places, passed: int | None) ->
         definition.transport,
         "--control",
         str(places.control(uuid)),
+        *metrics,
     ]
 
 

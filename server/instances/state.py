@@ -28,6 +28,8 @@ class State(Enum):
     """What an instance is doing; the value is what ``vgpud list`` says."""
 
     STOPPED = "stopped"
+    FAILED = "failed"
+    """Its server has ended without cleaning up, as one that was killed: its control socket is there still."""
     WAITING = "waiting"
     """systemd has its socket, and starts the server when the first client comes."""
     RUNNING = "running"
@@ -35,6 +37,11 @@ class State(Enum):
     """Its process is there and does not answer."""
     HIDDEN = "hidden"
     """It is another user's, who does not let us look."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is neither a server nor anybody who would start one."""
+        return self in (State.STOPPED, State.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ class Look:
 
 async def look(places: Places, uuids: Sequence[UUID]) -> list[Look]:
     """What each of the instances is doing. Takes as long as one that does not answer, and no longer."""
-    sockets = _listening()
+    sockets = listening_paths()
     looks: dict[UUID, Look] = {}
 
     async def one(uuid: UUID) -> None:
@@ -83,8 +90,7 @@ async def _look(places: Places, uuid: UUID, sockets: frozenset[str]) -> Look:
     except InstanceError:
         return Look(uuid, State.HIDDEN)
     if pid is None:
-        waiting = str(places.socket(uuid)) in sockets
-        return Look(uuid, State.WAITING if waiting else State.STOPPED, attached=False)
+        return Look(uuid, _state_without_server(places, uuid, sockets), attached=False)
     try:
         with trio.fail_after(ANSWER_SECONDS):
             answer = await status(places.control(uuid))
@@ -93,7 +99,13 @@ async def _look(places: Places, uuid: UUID, sockets: frozenset[str]) -> Look:
     return Look(uuid, State.RUNNING, pid, answer.get("client") is not None)
 
 
-def _listening() -> frozenset[str]:
+def _state_without_server(places: Places, uuid: UUID, sockets: frozenset[str]) -> State:
+    if str(places.socket(uuid)) in sockets:
+        return State.WAITING
+    return State.FAILED if places.control(uuid).is_socket() else State.STOPPED
+
+
+def listening_paths() -> frozenset[str]:
     """The paths at which a UNIX socket of this network namespace listens; asking, unlike connecting, wakes nobody."""
     try:
         lines = _SOCKETS.read_text(errors="surrogateescape").splitlines()[1:]

@@ -57,6 +57,8 @@ class Store:
             return decode(uuid, _content(path))
         except FileNotFoundError as error:
             raise InstanceError(f"{uuid} is not defined; 'vgpud list --defined' lists what is") from error
+        except IsADirectoryError as error:
+            raise InstanceError(f"{path}: a folder, which defines nothing; remove it") from error
         except OSError as error:
             raise InstanceError(
                 f"{path}: cannot be read: {error.strerror}; 'vgpud undefine {uuid}'"
@@ -87,6 +89,10 @@ class Store:
                 path.unlink()
             except FileNotFoundError as error:
                 raise InstanceError(f"{uuid} is not defined; 'vgpud list --defined' lists what is") from error
+            except (IsADirectoryError, PermissionError) as error:  # unlink(2) may say either of a folder
+                if not path.is_dir():
+                    raise
+                raise InstanceError(f"{path}: a folder, which defines nothing; remove it") from error
             _sync(self.folder)
 
 

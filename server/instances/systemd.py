@@ -1,13 +1,14 @@
 """Instances as units of systemd: ``vgpud@UUID.socket`` and ``vgpud@UUID.service``, from the templates in ``systemd/``.
 
-What differs from instance to instance is in a drop-in: the user that it runs as, one of its own, and its share of the
-CPUs, which the kernel's scheduler then sees to.
+What differs from instance to instance is in a drop-in: the user that it runs as, one of its own, its share of the
+CPUs, which the kernel's scheduler then sees to, and whether others may reach its metrics.
 """
 
 from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
@@ -20,7 +21,14 @@ SECONDS = 90.0
 """How long systemctl may take: as long as a unit may, unless it says otherwise."""
 UNITS = Path("/etc/systemd/system")
 _DROP_IN = "50-vgpud.conf"
-_NO_UNIT = re.compile(r"not found|does not exist")
+_FIXES = (
+    (re.compile(r"not found|does not exist"), "; install vgpud@.service and vgpud@.socket first"),
+    (
+        re.compile(r"not been booted with systemd|Failed to connect to (system scope )?bus"),
+        "; --manager direct does without",
+    ),
+)
+"""What to do, by what systemctl says."""
 
 
 class Systemd:
@@ -49,8 +57,10 @@ class Systemd:
         _systemctl("reset-failed", f"vgpud@{uuid}.*")
 
     def start(self, definition: Definition) -> None:
-        """Start its service, and with it its socket."""
+        """Start its service, and with it its socket; at boot, too, where its definition says so, and only there."""
         self._write_drop_in(definition)
+        if _is_enabled(definition.uuid) != definition.auto:
+            _systemctl("enable" if definition.auto else "disable", _socket(definition.uuid))
         _systemctl("start", _service(definition.uuid))
 
     def stop(self, uuid: UUID, *, force: bool) -> None:  # noqa: ARG002 - systemd kills by itself what does not end
@@ -83,11 +93,14 @@ class Systemd:
 
 def drop_in(definition: Definition) -> str:
     """What the instance's service has beside what the template says."""
+    # The template's folder is for nobody else; with x, who knows the name of the socket for Prometheus reaches it.
+    folder = "RuntimeDirectoryMode=0711\n" if definition.metrics else ""
     return (
         f"# Of {definition.type.name}, by 'vgpud define' and 'vgpud start', which overwrite it.\n"
         "[Service]\n"
         f"User={user_name(definition.uuid)}\n"
         f"CPUWeight={definition.type.cpu_weight}\n"
+        f"{folder}"
     )
 
 
@@ -99,18 +112,34 @@ def _service(uuid: UUID) -> str:
     return f"vgpud@{uuid}.service"
 
 
+def _is_enabled(uuid: UUID) -> bool:
+    """Whether its socket listens from the boot on; no where the unit is not installed, which starting it tells."""
+    return _run("is-enabled", _socket(uuid)).returncode == 0
+
+
 def _systemctl(*arguments: str) -> None:
+    done = _run(*arguments)
+    if done.returncode != 0:
+        reason = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+        hint = next((fix for pattern, fix in _FIXES if pattern.search(reason)), "")
+        raise InstanceError(f"{_said(arguments)}: {reason}{hint}")
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = ["systemctl", "--no-ask-password", *arguments]
-    said = " ".join(["systemctl", *arguments])
     try:
-        done = subprocess.run(
+        return subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False
         )
     except FileNotFoundError as error:
-        raise InstanceError(f"{said}: systemctl is not on the PATH; --manager direct does without") from error
+        raise InstanceError(
+            f"{_said(arguments)}: systemctl is not on the PATH; --manager direct does without"
+        ) from error
     except subprocess.TimeoutExpired as error:
-        raise InstanceError(f"{said}: nothing in {SECONDS:.0f} s; 'systemctl list-jobs' says why") from error
-    if done.returncode != 0:
-        reason = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        hint = "; install vgpud@.service and vgpud@.socket first" if _NO_UNIT.search(reason) else ""
-        raise InstanceError(f"{said}: {reason}{hint}")
+        raise InstanceError(
+            f"{_said(arguments)}: nothing in {SECONDS:.0f} s; 'systemctl list-jobs' says why"
+        ) from error
+
+
+def _said(arguments: Sequence[str]) -> str:
+    return " ".join(["systemctl", *arguments])

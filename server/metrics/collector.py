@@ -21,7 +21,7 @@ class Collector:
         self._engine = engine
         self._options = options
         self._log = log
-        self._timings = engine.timings = WorkTimings()
+        self._timings = engine.timings = engine.timings or WorkTimings()
         self._version = {"version": version("vgpud")}
         self._labels = {"device": engine.device.name, "transport": options.transport.name}
 

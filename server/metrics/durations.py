@@ -32,6 +32,26 @@ class Durations:
         """Each bound in seconds, infinity last, and how many were not longer."""
         return zip((*BOUNDS, float("inf")), accumulate(self._counts), strict=True)
 
+    def summary(self) -> dict[str, object]:
+        """For ``vgpud status``, in microseconds: the mean, and bounds that half and 99 % of all were not longer than.
+
+        None where nothing was timed, or where the last of :data:`BOUNDS` was not enough.
+        """
+        count = sum(self._counts)
+        return {
+            "count": count,
+            "mean_us": round(self.sum_ns / count / 1000, 1) if count else None,
+            "median_at_most_us": self._bound_us(count, 50),
+            "p99_at_most_us": self._bound_us(count, 99),
+        }
+
+    def _bound_us(self, count: int, percent: int) -> int | None:
+        """The lowest bound that ``percent`` of 100 are within."""
+        for bound_ns, within in zip(_BOUNDS_NS, accumulate(self._counts), strict=False):
+            if count and within * 100 >= count * percent:
+                return bound_ns // 1000
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class WorkTimings:
@@ -39,3 +59,7 @@ class WorkTimings:
 
     runs: Durations = field(default_factory=Durations)
     messages: Durations = field(default_factory=Durations)
+
+    def summary(self) -> dict[str, object]:
+        """For ``vgpud status``."""
+        return {"deferred_work": self.runs.summary(), "dma_messages": self.messages.summary()}

@@ -1,4 +1,7 @@
-"""Where ``--metrics`` listens: ``[HOST:]PORT``, on the loopback address where no host is said, or ``unix:PATH``."""
+"""Where ``--metrics`` listens: ``[HOST:]PORT``, on the loopback address where no host is said, or ``unix:PATH``.
+
+``unix:PATH,mode=0666`` says who may connect; else the umask does, which is nobody else as a rule.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ LOOPBACK = "127.0.0.1"
 UNIX = "unix:"
 EXAMPLES = "write for example 9400, 192.0.2.1:9400, [::1]:9400 or unix:/run/vgpud/metrics.sock"
 
+_PATH = re.compile(r"(?P<path>.+?)(?:,mode=(?P<mode>0?[0-7]{3}))?", re.DOTALL)
 _ADDRESS = re.compile(r"(?:(?:\[(?P<v6>[^\[\]]+)\]|(?P<host>[^:\[\]]+)):)?(?P<port>[0-9]{1,5})", re.ASCII)
 
 
@@ -29,9 +33,23 @@ def listening(address: str) -> Iterator[list[socket.socket]]:
     """
     with ExitStack() as stack:
         if address.startswith(UNIX):
-            yield [stack.enter_context(listen_at(Path(address.removeprefix(UNIX))))]
+            yield [stack.enter_context(_listen_at(address))]
         else:
             yield [stack.enter_context(listener) for listener in _listen(address)]
+
+
+@contextmanager
+def _listen_at(address: str) -> Iterator[socket.socket]:
+    match = _PATH.fullmatch(address, len(UNIX))
+    if match is None or ",mode=" in match["path"]:
+        raise MetricsUnavailable(
+            f"--metrics {address}: no path; write for example unix:/run/x.sock,mode=0666"
+        )
+    path = Path(match["path"])
+    with listen_at(path) as listener:
+        if match["mode"] is not None:
+            path.chmod(int(match["mode"], 8))
+        yield listener
 
 
 def _listen(address: str) -> list[socket.socket]:
@@ -60,6 +78,11 @@ def _parse(address: str) -> tuple[str, int]:
     match = _ADDRESS.fullmatch(address)
     if match is None or int(match["port"]) > 0xFFFF:
         raise MetricsUnavailable(f"--metrics {address}: no address; {EXAMPLES}")
+    if match["host"] == "*":  # getaddrinfo(3) of the C library takes it for no host, which is loopback
+        raise MetricsUnavailable(
+            f"--metrics {address}: write 0.0.0.0:{match['port']} for all IPv4 addresses, [::]:{match['port']} for all "
+            "IPv6 ones"
+        )
     return match["v6"] or match["host"] or LOOPBACK, int(match["port"])
 
 

@@ -18,6 +18,12 @@ from server.native.serve import ConnectionOptions
 NEEDS_H11 = "--metrics needs h11, which vgpud's extra 'metrics' brings along: pip install h11"
 
 
+def check_library() -> None:
+    """Raises MetricsUnavailable where HTTP cannot be spoken."""
+    if find_spec("h11") is None:
+        raise MetricsUnavailable(NEEDS_H11)
+
+
 class MetricsServer:
     """Listens; :meth:`serve` answers."""
 
@@ -49,7 +55,6 @@ def metrics_server(
     if address is None:
         yield None
         return
-    if find_spec("h11") is None:
-        raise MetricsUnavailable(NEEDS_H11)
+    check_library()
     with listening(address) as listeners:
         yield MetricsServer(listeners, engine, options)

@@ -65,7 +65,10 @@ def greet(path: Path) -> Header:
     [
         (["serve"], "needs --socket-path PATH or --fd N"),
         (["serve", "--socket-path", "{folder}/no/such/x"], "create the folder {folder}/no/such first"),
-        (["serve", "--socket-path", "{folder}/" + 100 * "x"], "longer than the 107 bytes"),
+        (
+            ["serve", "--socket-path", "{folder}/" + 100 * "x"],
+            "longer than the 107 bytes that a UNIX socket allows; choose a",
+        ),
         (["serve", "--socket-path", "{folder}/file"], "is no socket; remove it or choose another path"),
         (["serve", "--socket-path", "{folder}/x", "--device", "nothing"], "there are: virtio-gpu"),
         (["serve", "--socket-path", "{folder}/x", "--device", "virtio-gpu,colour=red"], "it has: scanouts,"),
@@ -105,6 +108,17 @@ def test_a_mistake_is_one_line_that_names_the_fix(tmp_path: Path, arguments: lis
     assert result.stderr.startswith("vgpud: ")
     assert result.stderr.count("\n") == 1
     assert says.format(folder=tmp_path) in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["list", "serve --socket-path x", "status --control x", "trace show x", "detach --qmp x"]
+)
+def test_an_unknown_option_is_answered_with_the_usage_of_the_command(command: str) -> None:
+    result = run(*command.split(), "--colour", "red")
+    name = command.partition(" -")[0].removesuffix(" x")
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"usage: vgpud {name} ")
+    assert result.stderr.endswith(f"\nvgpud {name}: error: unrecognized arguments: --colour red\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -30,4 +30,5 @@ def definitions() -> st.SearchStrategy[Definition]:
         st.booleans(),
         _ATTRS,
         st.sampled_from(CHOICES),
+        st.booleans(),
     )

@@ -8,11 +8,12 @@ from uuid import UUID
 
 import pytest
 
-from server.cli import build_parser
+from server.cli import build_parser, main
 from server.instances.manager import MANAGERS
+from server.instances.places import Places
 from server.instances.types import TYPES
 from server.transports import CHOICES
-from tests.server.instances.command import ONE, TWO, Vgpud, held_by_another, listening
+from tests.server.instances.command import ONE, THREE, TWO, Vgpud, held_by_another, listening
 
 TYPE = ["--type", "vgpud-virtio-2"]
 
@@ -105,17 +106,28 @@ def test_a_list_for_people_has_a_line_for_each_instance(vgpud: Vgpud) -> None:
     vgpud.well("define", "--uuid", str(ONE), *TYPE)
     with listening(vgpud.places.socket(TWO)):
         header, line = vgpud.well("list", "--defined").splitlines()
-        assert header.split() == ["UUID", "TYPE", "STATE", "PID", "CLIENT", "SOCKET"]
+        assert header.split() == ["UUID", "TYPE", "START", "STATE", "PID", "CLIENT", "SOCKET"]
         assert line.split() == [
             str(ONE),
             "vgpud-virtio-2",
+            "manual",
             "stopped",
             "-",
             "-",
             str(vgpud.places.socket(ONE)),
         ]
-        _, line = vgpud.well("list").splitlines()
+        header, line = vgpud.well("list").splitlines()
+        assert header.split() == ["UUID", "TYPE", "STATE", "PID", "CLIENT", "SOCKET"]
         assert line.split() == [str(TWO), "?", "waiting", "-", "-", str(vgpud.places.socket(TWO))]
+
+
+def test_a_list_of_definitions_says_which_start_by_themselves(vgpud: Vgpud) -> None:
+    """As mdevctl(8) list --defined does, in its words."""
+    vgpud.well("define", "--uuid", str(ONE), *TYPE, "--auto")
+    vgpud.well("define", "--uuid", str(TWO), *TYPE)
+    vgpud.places.definition(THREE).write_text("{")
+    listed = vgpud("list", "--defined").out.splitlines()
+    assert [line.split()[2] for line in listed] == ["START", "auto", "manual", "?"]
 
 
 def test_the_list_of_a_silent_server_says_that_nobody_knows(vgpud: Vgpud) -> None:
@@ -156,7 +168,28 @@ def test_the_json_of_an_instance_has_what_programs_need(vgpud: Vgpud) -> None:
         "client_attached": False,
         "socket": str(vgpud.places.socket(ONE)),
         "control": str(vgpud.places.control(ONE)),
+        "metrics": None,
     }
+    vgpud.well("define", "--uuid", str(TWO), *TYPE, "--metrics")
+    with_metrics = vgpud.instances("--defined")[str(TWO)]
+    assert with_metrics["metrics"] == str(vgpud.places.metrics(TWO))
+    assert with_metrics["definition"]["metrics"] == "on"
+
+
+def test_metrics_without_what_speaks_http_are_refused(vgpud: Vgpud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.metrics.serving.find_spec", lambda _: None)
+    assert "pip install h11" in vgpud.refusal("define", *TYPE, "--metrics")
+    assert vgpud.instances("--defined") == {}
+
+
+@pytest.mark.parametrize("command", [["status"], ["display"], ["screenshot", "x.png"]])
+def test_an_instance_that_does_not_run_cannot_be_asked(
+    places: Places, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    name, *rest = command
+    for uuid, says in ((str(ONE), f"{ONE} is not running; 'vgpud start {ONE}'"), ("x", "'x' is no UUID")):
+        status = main([name, "--uuid", uuid, "--runtime-dir", str(places.runtime), *rest])
+        assert (status, capsys.readouterr().err.startswith(f"vgpud: {says}")) == (1, True)
 
 
 def test_the_command_line_offers_what_there_is() -> None:

@@ -29,6 +29,7 @@ NEARLY = st.fixed_dictionaries(
         "start": st.sampled_from(["auto", "manual"]) | VALUES,
         "attrs": st.lists(st.dictionaries(st.sampled_from(["width", "blob"]) | st.text(), VALUES)) | VALUES,
         "transport": st.just("auto") | VALUES,
+        "metrics": st.just("on") | VALUES,
         "other": VALUES,
     },
 )
@@ -69,6 +70,12 @@ def test_what_may_be_missing_has_its_default() -> None:
     assert decode(ONE, json.dumps(GOOD).encode()) == Definition(ONE, TYPE)
 
 
+def test_an_instance_may_have_no_msix() -> None:
+    definition = decode(ONE, json.dumps({**GOOD, "attrs": [{"msix": "off"}]}).encode())
+    assert definition.device.split(",")[-1] == "msix=off"
+    assert parse_device("virtio-gpu,msix=off", TYPE) == definition.attrs
+
+
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_definition_are_refused_in_one_line(content: bytes) -> None:
     refusal(content)
@@ -107,6 +114,7 @@ def test_a_damaged_file_is_refused_in_one_line_or_is_another_definition(
         ({"attrs": [{"width": 800}]}, "attrs: 'width' is no text"),
         ({"attrs": [{"width": "800"}, {"width": "900"}]}, "attrs: 'width' is there twice"),
         ({"attrs": [{"colour": "red"}]}, "virtio-gpu has no option 'colour'; it has: scanouts,"),
+        ({"attrs": [{"msix": "maybe"}]}, "virtio-gpu: msix=maybe: 'maybe' is neither on nor off"),
         ({"attrs": [{"width": "1"}]}, "choose 64 to 16384 pixels"),
         ({"attrs": [{"max_hostmem": "4K"}]}, "cannot hold one screen of 1920x1080"),
         ({"attrs": [{"width": "800,scanouts=16"}]}, "is no option of a device"),

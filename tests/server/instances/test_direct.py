@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -12,12 +13,14 @@ from uuid import UUID
 
 import pytest
 
+from server.cli import main
 from server.instances import direct
 from server.instances.direct import MAX_LOG
 from server.instances.errors import InstanceError
 from server.instances.pid_file import holder
 from server.instances.places import Places
 from tests.server.instances.command import ONE, THREE, TWO, Vgpud, attached, held_by_another, listening
+from tests.server.metrics.test_serve_metrics import scrape
 from tests.server.running import TRANSPORTS
 
 on_both_transports = pytest.mark.parametrize("transport", TRANSPORTS)
@@ -37,6 +40,10 @@ def end(pid: int) -> None:
 
 def define(vgpud: Vgpud, *more: str, uuid: UUID = ONE) -> str:
     return vgpud.well("define", "--uuid", str(uuid), "--type", "vgpud-virtio-1", *more).strip()
+
+
+def sockets(places: Places) -> list[Path]:
+    return [path for path in (places.socket(ONE), places.control(ONE)) if path.exists()]
 
 
 @on_both_transports
@@ -63,6 +70,31 @@ def test_what_serves_is_what_was_defined(vgpud: Vgpud) -> None:
     assert "transport=libvfio-user" in vgpud.places.log(ONE).read_text()
     device = vgpud.instances()[str(ONE)]["device"]
     assert device == "virtio-gpu,scanouts=1,width=1280,height=800,max_hostmem=64M,edid=off"
+
+
+def test_an_instance_with_metrics_is_scraped_at_its_socket(vgpud: Vgpud) -> None:
+    define(vgpud, "--metrics")
+    vgpud.well("start", str(ONE))
+    with attached(vgpud.places.socket(ONE)), socket.socket(socket.AF_UNIX) as scraper:
+        scraper.connect(vgpud.instances()[str(ONE)]["metrics"])
+        assert 'vgpud_client_attached{device="virtio-gpu",transport="native"} 1\n' in scrape(scraper)
+    assert vgpud.places.folder(ONE).stat().st_mode & 0o077 == 0
+    vgpud.well("stop", str(ONE), "--force")
+    assert not vgpud.places.metrics(ONE).exists()
+
+
+def test_an_instance_is_asked_by_its_uuid(
+    vgpud: Vgpud, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    define(vgpud)
+    vgpud.well("start", str(ONE))
+    which = ["--uuid", str(ONE), "--runtime-dir", str(vgpud.places.runtime)]
+    assert main(["status", *which, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pid"] == pid_of(vgpud.places, ONE)
+    assert main(["display", *which, "--scanout", "0", "--size", "1024x768"]) == 0
+    assert capsys.readouterr().out.startswith("scanout 0: connected, prefers 1024x768")
+    assert main(["screenshot", *which, str(tmp_path / "x.png")]) == 1
+    assert capsys.readouterr().err == "vgpud: the guest shows nothing on scanout 0\n"
 
 
 def test_three_instances_run_at_once_each_on_its_own_socket(vgpud: Vgpud) -> None:
@@ -124,18 +156,42 @@ def test_a_client_keeps_an_instance_from_being_stopped(vgpud: Vgpud) -> None:
         assert client.recv(1) == b""
 
 
-def test_a_server_that_crashed_is_stopped_and_starts_again_over_what_it_left(vgpud: Vgpud) -> None:
+def test_a_server_that_crashed_has_failed_and_starts_again_over_what_it_left(vgpud: Vgpud) -> None:
     define(vgpud)
     vgpud.well("start", str(ONE))
     end(pid_of(vgpud.places, ONE))
     assert vgpud.places.socket(ONE).is_socket()
     assert vgpud.places.control(ONE).is_socket()
-    assert vgpud.instances() == {}
-    assert "is not running" in vgpud.refusal("stop", str(ONE))
+    assert vgpud.instances()[str(ONE)]["state"] == "failed"
     vgpud.well("start", str(ONE))
     assert vgpud.places.log(ONE).read_text().count("listening") == 1
     with attached(vgpud.places.socket(ONE)):
         assert vgpud.instances()[str(ONE)]["client_attached"] is True
+
+
+def test_what_a_crashed_server_left_is_removed_by_stopping_it(vgpud: Vgpud) -> None:
+    define(vgpud)
+    vgpud.well("start", str(ONE))
+    end(pid_of(vgpud.places, ONE))
+    vgpud.well("stop", str(ONE))
+    assert not sockets(vgpud.places)
+    assert vgpud.instances() == {}
+    assert "is not running" in vgpud.refusal("stop", str(ONE))
+
+
+def test_an_instance_that_failed_starts_by_itself(vgpud: Vgpud) -> None:
+    define(vgpud, "--auto")
+    vgpud.well("start", "--auto")
+    end(pid_of(vgpud.places, ONE))
+    assert vgpud.well("start", "--auto") == f"{vgpud.places.socket(ONE)}\n"
+
+
+def test_a_socket_that_systemd_listens_at_is_not_a_leftover(vgpud: Vgpud) -> None:
+    define(vgpud)
+    vgpud.places.folder(ONE).mkdir(parents=True)
+    with listening(vgpud.places.socket(ONE)):
+        direct.Direct(vgpud.places).stop(ONE, force=True)
+        assert vgpud.places.socket(ONE).is_socket()
 
 
 def test_a_number_that_a_crashed_server_left_is_nobody_who_is_stopped(vgpud: Vgpud) -> None:
@@ -181,6 +237,8 @@ def test_a_server_that_hangs_is_silent_and_stopped_by_force_only(
     assert pid_of(vgpud.places, ONE) == pid
     vgpud.well("stop", str(ONE), "--force")
     assert holder(vgpud.places.pid_file(ONE)) is None
+    assert not sockets(vgpud.places)
+    assert vgpud.instances() == {}
 
 
 def test_why_a_server_does_not_start_is_said(vgpud: Vgpud) -> None:
@@ -189,6 +247,7 @@ def test_why_a_server_does_not_start_is_said(vgpud: Vgpud) -> None:
         says = vgpud.refusal("start", str(ONE))
     assert "another server is listening there; stop it or choose another path" in says
     assert holder(vgpud.places.pid_file(ONE)) is None
+    assert says.removeprefix("vgpud: ") in vgpud.places.log(ONE).read_text()
 
 
 def test_a_server_that_is_not_ready_in_time_is_ended(vgpud: Vgpud, monkeypatch: pytest.MonkeyPatch) -> None:

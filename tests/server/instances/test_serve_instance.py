@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from server.instances.places import Places
 from server.instances.serve_instance import passed_listener, serve_command
 from server.instances.store import Store
 from server.instances.types import find_type
+from server.metrics.listen import listening
 from tests.server.instances.command import ONE, Vgpud, attached, held_by_another
 
 ROOT = Path(__file__).parents[3]
@@ -36,6 +38,20 @@ def test_a_definition_becomes_a_command_line_that_serve_takes(places: Places) ->
     assert arguments.control == places.control(ONE)
     assert arguments.device == "virtio-gpu,scanouts=2,width=1920,height=1080,max_hostmem=256M,edid=off"
     assert arguments.transport == "native"
+
+
+def test_an_instance_without_metrics_does_not_listen_for_them(places: Places) -> None:
+    assert build_parser().parse_args(serve_command(DEFINITION, places, None)).metrics is None
+
+
+def test_an_instance_with_metrics_has_them_in_its_folder_for_who_reaches_it(places: Places) -> None:
+    definition = replace(DEFINITION, metrics=True)
+    arguments = build_parser().parse_args(serve_command(definition, places, 3))
+    places.folder(ONE).mkdir(parents=True)
+    with listening(arguments.metrics):
+        assert places.metrics(ONE).is_socket()
+        assert places.metrics(ONE).stat().st_mode & 0o777 == 0o666
+    assert places.metrics(ONE).parent == places.folder(ONE)
 
 
 def test_a_socket_that_is_passed_is_served(places: Places) -> None:

@@ -36,6 +36,14 @@ def test_a_stale_socket_is_not_waiting(places: Places) -> None:
     assert started(places) == [ONE]
 
 
+def test_a_control_socket_that_nobody_has_is_that_of_a_server_that_failed(places: Places) -> None:
+    with listening(places.control(ONE)):
+        assert look_at(places, ONE) == Look(ONE, State.FAILED, attached=False)
+        with listening(places.socket(ONE)):
+            assert look_at(places, ONE).state is State.WAITING
+    assert look_at(places, ONE).state is State.STOPPED
+
+
 async def test_servers_that_do_not_answer_are_asked_together_and_not_for_long(
     places: Places, autojump_clock: MockClock
 ) -> None:

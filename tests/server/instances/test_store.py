@@ -156,7 +156,10 @@ def test_a_pipe_is_no_definition_and_nobody_waits_for_it(store: Store) -> None:
 def test_a_folder_is_no_definition(store: Store) -> None:
     store.path(ONE).unlink()
     store.path(ONE).mkdir()
-    assert "cannot be read: Is a directory" in complaint(store)
+    assert "a folder, which defines nothing; remove it" in complaint(store)
+    with pytest.raises(InstanceError, match="a folder, which defines nothing; remove it"):
+        store.remove(ONE)
+    assert store.path(ONE).is_dir()
 
 
 def test_a_file_without_end_is_not_read_to_its_end(store: Store) -> None:

@@ -27,9 +27,15 @@ def base36(number: int) -> str:
 
 FAKE = """#!/bin/sh
 printf '%s\\n' "$*" >>{folder}/asked
-case "$*" in *" $(cat {folder}/refused 2>/dev/null || echo nothing) "*) cat {folder}/reason >&2; exit 1;; esac
+case "$2" in
+enable) touch {folder}/enabled;;
+disable) rm -f {folder}/enabled;;
+is-enabled) test -e {folder}/enabled; exit;;
+esac
+case "$* " in *" $(cat {folder}/refused 2>/dev/null || echo nothing) "*) cat {folder}/reason >&2; exit 1;; esac
 """
 SERVICE, SOCKET = f"vgpud@{ONE}.service", f"vgpud@{ONE}.socket"
+LOOK = f"is-enabled {SOCKET}"
 FORGET = f"reset-failed vgpud@{ONE}.*"
 DEFINE = ["define", "--uuid", str(ONE), "--type", "vgpud-virtio-4", "--manager", "systemd"]
 DROP_IN = (
@@ -101,11 +107,11 @@ def test_an_instance_is_started_with_the_share_that_its_definition_has_now(
     vgpud.well(*DEFINE)
     systemctl.asked  # noqa: B018 - the reading of it is what forgets it
     assert vgpud.well("start", str(ONE), "--manager", "systemd") == f"{vgpud.places.socket(ONE)}\n"
-    assert systemctl.asked == [f"start {SERVICE}"]
+    assert systemctl.asked == [LOOK, f"start {SERVICE}"]
     path = vgpud.places.definition(ONE)
     path.write_text(path.read_text().replace("virtio-4", "virtio-1"))
     vgpud.well("start", str(ONE), "--manager", "systemd")
-    assert systemctl.asked == ["daemon-reload", f"start {SERVICE}"]
+    assert systemctl.asked == ["daemon-reload", LOOK, f"start {SERVICE}"]
     assert "CPUWeight=100\n" in systemctl.drop_in.read_text()
 
 
@@ -115,7 +121,47 @@ def test_an_instance_that_waits_for_its_first_client_can_be_started(
     vgpud.well(*DEFINE)
     with listening(vgpud.places.socket(ONE)):
         vgpud.well("start", str(ONE), "--manager", "systemd")
-    assert systemctl.asked == ["daemon-reload", f"start {SERVICE}"]
+    assert systemctl.asked == ["daemon-reload", LOOK, f"start {SERVICE}"]
+
+
+def test_a_definition_that_was_edited_says_from_its_next_start_whether_it_starts_by_itself(
+    vgpud: Vgpud, systemctl: FakeSystemctl
+) -> None:
+    vgpud.well(*DEFINE)
+    path = vgpud.places.definition(ONE)
+    text = path.read_text()
+    for start, verb in (("auto", "enable"), ("manual", "disable")):
+        path.write_text(text.replace('"manual"', f'"{start}"'))
+        systemctl.asked  # noqa: B018
+        vgpud.well("start", str(ONE), "--manager", "systemd")
+        assert systemctl.asked == [LOOK, f"{verb} {SOCKET}", f"start {SERVICE}"]
+        vgpud.well("start", str(ONE), "--manager", "systemd")
+        assert systemctl.asked == [LOOK, f"start {SERVICE}"]
+
+
+def test_the_folder_of_an_instance_with_metrics_lets_others_pass_to_their_socket(
+    vgpud: Vgpud, systemctl: FakeSystemctl
+) -> None:
+    vgpud.well(*DEFINE, "--metrics")
+    assert systemctl.asked == ["daemon-reload"]
+    assert systemctl.drop_in.read_text() == DROP_IN + "RuntimeDirectoryMode=0711\n"
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "System has not been booted with systemd as init system (PID 1). Can't operate.\nFailed to connect to bus: X\n",
+        "Failed to connect to bus: Host is down\n",
+        "Failed to connect to system scope bus via local transport: Operation not permitted\n",
+    ],
+)
+def test_where_systemd_does_not_run_the_way_without_is_named(
+    vgpud: Vgpud, systemctl: FakeSystemctl, reason: str
+) -> None:
+    systemctl.refuse("daemon-reload", reason)
+    assert vgpud.refusal(*DEFINE).endswith("; --manager direct does without\n")
+    assert systemctl.asked == ["daemon-reload"]
+    assert list(systemctl.units.iterdir()) == []
 
 
 def test_an_instance_is_stopped_with_its_socket_first(vgpud: Vgpud, systemctl: FakeSystemctl) -> None:
@@ -168,7 +214,7 @@ def test_the_reason_of_systemd_is_one_line(vgpud: Vgpud, systemctl: FakeSystemct
     systemctl.refuse("start", 'Job failed.\nSee "systemctl status" for details.\n')
     says = vgpud.refusal("start", str(ONE), "--manager", "systemd")
     assert says == f'vgpud: systemctl start {SERVICE}: Job failed. See "systemctl status" for details.\n'
-    assert systemctl.asked == ["daemon-reload", f"start {SERVICE}"]
+    assert systemctl.asked == ["daemon-reload", LOOK, f"start {SERVICE}"]
 
 
 def test_a_systemctl_that_hangs_is_not_waited_for(
@@ -178,7 +224,7 @@ def test_a_systemctl_that_hangs_is_not_waited_for(
     (tmp_path / "bin" / "systemctl").write_text("#!/bin/sh\nexec tail -f /dev/null\n")
     monkeypatch.setattr(systemd, "SECONDS", 0.1)
     says = vgpud.refusal("start", str(ONE), "--manager", "systemd")
-    assert f"systemctl start {SERVICE}: nothing in 0 s; 'systemctl list-jobs' says why" in says
+    assert f"systemctl is-enabled {SOCKET}: nothing in 0 s; 'systemctl list-jobs' says why" in says
     assert systemctl.asked == ["daemon-reload"]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from devices.models import MODELS
 from devices.registry import create_device
-from server.instances.capacity import available_instances, memory_available
+from server.instances.capacity import available_instances, memory_available, memory_total
 from server.instances.errors import InstanceError
 from server.instances.types import TYPES, InstanceType, find_type
 from tests.server.instances.command import ONE, TWO, Vgpud
@@ -76,6 +76,8 @@ def test_the_memory_of_a_host_is_what_the_kernel_says_is_available(tmp_path: Pat
     meminfo.write_text("MemTotal:  16384 kB\nMemFree:  1 kB\nMemAvailable:  8192 kB\n")
     assert memory_available(meminfo) == 8 * MIB
     assert memory_available() > 0
+    assert memory_total(meminfo) == 16 * MIB
+    assert memory_total() >= memory_available()
 
 
 @pytest.mark.parametrize("text", [None, "", "MemFree: 1 kB\n", "MemAvailable:\n", "MemAvailable: much kB\n"])
@@ -85,6 +87,18 @@ def test_a_host_that_does_not_say_is_one_line(tmp_path: Path, text: str | None) 
         meminfo.write_text(text)
     with pytest.raises(InstanceError, match="no MemAvailable there; mount /proc"):
         memory_available(meminfo)
+
+
+def test_video_memory_that_no_host_has_is_refused_and_not_promised(
+    vgpud: Vgpud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.instances.commands.memory_total", lambda: 1024 * MIB)
+    define = ["define", "--uuid", str(ONE), "--type", "vgpud-virtio-1", "--device"]
+    assert vgpud.refusal(*define, "virtio-gpu,max_hostmem=1025M") == (
+        "vgpud: max_hostmem=1025M is more than this host's memory of 1024 MiB; choose less\n"
+    )
+    assert vgpud.instances("--defined") == {}
+    vgpud.well(*define, "virtio-gpu,max_hostmem=1024M")
 
 
 def test_types_are_listed_with_how_many_are_available(vgpud: Vgpud, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,30 @@ def test_a_unix_socket_goes_with_the_server(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.parametrize(("said", "mode"), [(",mode=0666", 0o666), (",mode=660", 0o660)])
+def test_a_unix_socket_is_for_whom_its_mode_says(tmp_path: Path, said: str, mode: int) -> None:
+    path = tmp_path / "metrics"
+    with listening(f"unix:{path}{said}"):
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("said", ["", "{}/x,mode=", "{}/x,mode=rw", "{}/x,mode=0888", "{}/x,mode=04755"])
+def test_what_is_no_path_or_no_mode_is_one_line_with_an_example(tmp_path: Path, said: str) -> None:
+    address = f"unix:{said.format(tmp_path)}"
+    with (
+        pytest.raises(MetricsUnavailable, match=r"write for example unix:/\S+,mode=0666"),
+        listening(address),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_star_is_not_taken_for_all_addresses_and_not_for_loopback_either() -> None:
+    with pytest.raises(MetricsUnavailable, match=r"write 0\.0\.0\.0:9400 for all"), listening("*:9400"):
+        pass
+
+
 def test_a_unix_socket_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(SocketPathError, match="create the folder"), listening(f"unix:{tmp_path}/no/metrics"):
         pass
