@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,10 +12,13 @@ import trio
 from server.guest.machine import vfio_user_pci
 from server.hotplug.detach import take_out
 from server.hotplug.errors import HotplugError
-from server.hotplug.guest_devices import address_of, check_client_exists, choose_id, is_present
+from server.hotplug.guard import Warn, put_up_guard, take_down_guard
+from server.hotplug.guest_devices import address_of, check_client_exists, choose_id, has_msix, is_present
 from server.hotplug.memory import check_memory_is_shared
-from server.hotplug.ports import ADVICE, choose_bus
+from server.hotplug.ports import choose_bus
 from server.hotplug.qmp import CommandFailed, Qmp
+from server.hotplug.refusals import Plug, explained
+from server.hotplug.room import bar_without_room
 from server.hotplug.server_process import ServerOptions, started
 
 ADD_SECONDS = 60.0
@@ -24,7 +27,6 @@ NUMBERING_SECONDS = 5.0
 """How long to wait for the number of the bus, which a guest's firmware gives within its first seconds."""
 CLEAN_UP_SECONDS = 15.0
 _PAUSE_SECONDS = 0.1
-_NO_SUCH_BUS = ("not found", "does not support hotplugging")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,52 +53,88 @@ class Attachment:
     server: int | None
 
 
-async def attach(qmp: Qmp, wish: Wish) -> Attachment:
-    """Plug a device into the guest. Raises HotplugError; then, or when it is cancelled, nothing is left behind."""
+def _ignore(_: str) -> None: ...
+
+
+async def attach(qmp: Qmp, wish: Wish, warn: Warn = _ignore) -> Attachment:
+    """Plug a device into the guest; ``warn`` is told what does not keep it from being there.
+
+    Raises HotplugError; then, or when it is cancelled, nothing is left behind.
+    """
     await check_client_exists(qmp)
     await check_memory_is_shared(qmp)
     bus = await choose_bus(qmp, wish.bus)
     device = await choose_id(qmp, wish.device)
-    if wish.socket_path is not None:
+    if wish.socket_path is None:
+        async with started(wish.server, device, qmp.path) as server, _guarded(qmp, warn):
+            plug = Plug(device, bus, server.path)
+            address = await _plug_in(qmp, plug, server.leave)
+            attachment = Attachment(device, bus, address, server.pid)
+    else:
         if not wish.socket_path.is_socket():
             path = wish.socket_path
             raise HotplugError(
                 f"{path}: no server listens there: start one with vgpud serve --socket-path {path}"
             )
-        return Attachment(device, bus, await _plug_in(qmp, device, bus, wish.socket_path), None)
-    async with started(wish.server, device, qmp.path) as server:
-        address = await _plug_in(qmp, device, bus, server.path, server.leave)
-        return Attachment(device, bus, address, server.pid)
+        async with _guarded(qmp, warn):
+            plug = Plug(device, bus, wish.socket_path, is_users=True)
+            attachment = Attachment(device, bus, await _plug_in(qmp, plug), None)
+    if await has_msix(qmp, device):
+        warn(
+            f"{device} has MSI-X, and cannot be unplugged: QEMU up to 11.1 aborts then; detach needs a server with "
+            "--device virtio-gpu,msix=off"
+        )
+    if size := await bar_without_room(qmp, device):
+        warn(
+            f"{device} has a BAR of {size >> 10} KiB, more than firmware has left {bus}: where the guest has no room "
+            f"for it, give that port pref32-reserve={2 * size >> 10}K,mem-reserve=4M"
+        )
+    return attachment
 
 
-async def _plug_in(
-    qmp: Qmp, device: str, bus: str, server: Path, leave_server: Callable[[], None] = lambda: None
-) -> str | None:
+@asynccontextmanager
+async def _guarded(qmp: Qmp, warn: Warn) -> AsyncIterator[None]:
+    """Have the guest not migrated from here on, unless the block fails and leaves it without a device."""
+    try:
+        await put_up_guard(qmp, warn)
+        yield
+    except BaseException:
+        with _clean_up():
+            await take_down_guard(qmp)
+        raise
+
+
+@contextmanager
+def _clean_up() -> Iterator[None]:
+    """In a block that ends in time, also in a cancelled scope, and without a word."""
+    with (
+        trio.CancelScope(deadline=trio.current_time() + CLEAN_UP_SECONDS, shield=True),
+        suppress(HotplugError),
+    ):
+        yield
+
+
+async def _plug_in(qmp: Qmp, plug: Plug, leave_server: Callable[[], None] = lambda: None) -> str | None:
     """Add the device and return its address. The server is left as soon as, and as long as, QEMU depends on it."""
     was_added = False
     try:
-        await _add(qmp, device, bus, server)
+        await _add(qmp, plug)
         was_added = True
-        address = await _numbered_address(qmp, device)
+        address = await _numbered_address(qmp, plug.device)
     except BaseException:
-        if not await _is_taken_back(qmp, device, otherwise=not was_added):
+        if not await _is_taken_back(qmp, plug.device, otherwise=not was_added):
             leave_server()  # QEMU aborts when it loses a server in use
         raise
     leave_server()
     return address
 
 
-async def _add(qmp: Qmp, device: str, bus: str, server: Path) -> None:
+async def _add(qmp: Qmp, plug: Plug) -> None:
+    options = {**vfio_user_pci(plug.server.absolute()), "id": plug.device, "bus": plug.bus}
     try:
-        await qmp.execute("device_add", _options(device, bus, server), within=ADD_SECONDS)
+        await qmp.execute("device_add", options, within=ADD_SECONDS)
     except CommandFailed as error:
-        if any(text in error.description for text in _NO_SUCH_BUS):
-            raise HotplugError(f"--bus {bus}: {error.description}: {ADVICE}") from None
-        raise
-
-
-def _options(device: str, bus: str, server: Path) -> Mapping[str, object]:
-    return {**vfio_user_pci(server.absolute()), "id": device, "bus": bus}
+        raise await explained(qmp, error, plug) from None
 
 
 async def _numbered_address(qmp: Qmp, device: str) -> str | None:
@@ -110,10 +148,7 @@ async def _numbered_address(qmp: Qmp, device: str) -> str | None:
 async def _is_taken_back(qmp: Qmp, device: str, *, otherwise: bool) -> bool:
     """Unplug the device if it is there, also in a cancelled scope; ``otherwise`` where QEMU does not say if it is."""
     gone = otherwise
-    with (
-        trio.CancelScope(deadline=trio.current_time() + CLEAN_UP_SECONDS, shield=True),
-        suppress(HotplugError),
-    ):
+    with _clean_up():
         gone = not await is_present(qmp, device)
         if not gone:
             await take_out(qmp, device, CLEAN_UP_SECONDS)

@@ -27,7 +27,12 @@ Work = Callable[[], Awaitable[str]]
 def run_attach(arguments: argparse.Namespace) -> int:
     """Plug in; returns the exit status."""
     server = ServerOptions(
-        arguments.device, arguments.transport, arguments.control, arguments.trace, arguments.log
+        arguments.device,
+        arguments.transport,
+        arguments.control,
+        arguments.trace,
+        arguments.log,
+        arguments.metrics,
     )
     if arguments.socket_path is not None and server != ServerOptions():
         return fail("--socket-path names a server that runs already: give its options to vgpud serve")
@@ -35,7 +40,7 @@ def run_attach(arguments: argparse.Namespace) -> int:
 
     async def work() -> str:
         async with connected(arguments.qmp) as qmp:
-            done = await attach(qmp, wish)
+            done = await attach(qmp, wish, _warn)
         return json.dumps(asdict(done)) if arguments.json else _sentence(done)
 
     return trio.run(_run, work)
@@ -47,9 +52,13 @@ def run_detach(arguments: argparse.Namespace) -> int:
     async def work() -> str:
         async with connected(arguments.qmp) as qmp:
             device = await detach(qmp, arguments.id, arguments.timeout, force=arguments.force)
-        return f"{device}: unplugged"
+        return json.dumps({"id": device}) if arguments.json else f"{device}: unplugged"
 
     return trio.run(_run, work)
+
+
+def _warn(line: str) -> None:
+    sys.stderr.write(f"vgpud: {line}\n")
 
 
 def _sentence(done: Attachment) -> str:

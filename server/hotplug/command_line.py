@@ -36,6 +36,11 @@ def add_attach(commands: Subparsers) -> None:
     server.add_argument(
         "--log", type=Path, metavar="FILE", help="append its log to FILE; else nobody sees it"
     )
+    server.add_argument(
+        "--metrics",
+        metavar="ADDRESS",
+        help="serve Prometheus' metrics at [HOST:]PORT or unix:PATH, as serve does",
+    )
     parser.set_defaults(handler=_attach)
 
 
@@ -56,6 +61,7 @@ def add_detach(commands: Subparsers) -> None:
         action="store_true",
         help="unplug also a device with MSI-X: QEMU up to 11.1 aborts then, and the guest is lost",
     )
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     parser.set_defaults(handler=_detach)
 
 

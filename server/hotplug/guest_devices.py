@@ -17,6 +17,8 @@ DEFAULT_ID = "vgpud"
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 """What QEMU takes for an id."""
 _MSIX_TABLE = "msix-table"
+_ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
+"""How QEMU writes / and brackets in the name of a memory region (memory_region_escape_name)."""
 _BUSES, _SLOTS, _FUNCTIONS = 256, 32, 8
 
 
@@ -62,10 +64,27 @@ async def is_present(qmp: Qmp, device: str) -> bool:
     return device in await qom.children(qmp, qom.PERIPHERAL)
 
 
+async def has_devices(qmp: Qmp) -> bool:
+    """Whether the guest has a vfio-user device, with an id or without. Raises HotplugError."""
+    folders = [await qom.children(qmp, folder) for folder in (qom.PERIPHERAL, qom.PERIPHERAL_ANON)]
+    return any(CLIENT in folder.values() for folder in folders)
+
+
 async def has_msix(qmp: Qmp, device: str) -> bool:
     """Whether QEMU gives the guest MSI-X for that device. Raises HotplugError."""
     parts = await qom.children(qmp, f"{qom.PERIPHERAL}/{device}")
     return any(name.startswith(_MSIX_TABLE) for name in parts)
+
+
+async def find_in_regions(qmp: Qmp, device: str, wanted: re.Pattern[str]) -> str | None:
+    """What is ``wanted`` of the names of a device's memory regions, which have the path of its server's socket.
+
+    Raises HotplugError.
+    """
+    for name in await qom.children(qmp, f"{qom.PERIPHERAL}/{device}"):
+        if match := wanted.search(_ESCAPED.sub(lambda code: chr(int(code[1], 16)), name)):
+            return match[0]
+    return None
 
 
 async def address_of(qmp: Qmp, device: str) -> str | None:
@@ -74,7 +93,7 @@ async def address_of(qmp: Qmp, device: str) -> str | None:
     Raises HotplugError.
     """
     for bus in as_objects(await qmp.execute("query-pci"), "query-pci"):
-        for found in _devices(bus):
+        for found in devices_of(bus):
             if found.get("qdev_id") == device:
                 number = number_of(found, "bus", _BUSES)
                 slot, function = number_of(found, "slot", _SLOTS), number_of(found, "function", _FUNCTIONS)
@@ -82,9 +101,9 @@ async def address_of(qmp: Qmp, device: str) -> str | None:
     return None
 
 
-def _devices(bus: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def devices_of(bus: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The devices of a bus and of the buses behind it."""
     for device in as_objects(bus.get("devices", []), "devices"):
         yield device
         if "pci_bridge" in device:
-            yield from _devices(as_object(device["pci_bridge"], "pci_bridge"))
+            yield from devices_of(as_object(device["pci_bridge"], "pci_bridge"))

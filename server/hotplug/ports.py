@@ -19,8 +19,10 @@ _CONVENTIONAL = ("pci-bridge", "pcie-pci-bridge")
 _BUSES = ("PCIE", "PCI")
 _PLUGGED = "child["
 _DIGITS = re.compile(r"(\d+)")
-ADVICE = "start QEMU with -device pcie-root-port,id=gpu-port,chassis=1"
-"""What gives a guest a free port."""
+_ROOT_OF_PC = "/machine/i440fx"
+_ROOT_BUS = "pci.0"
+_ADVICE = "start QEMU with -device pcie-root-port,id=gpu-port,chassis=1"
+_ADVICE_WITHOUT_EXPRESS = "start QEMU with -device pci-bridge,id=gpu-port,chassis_nr=1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,8 @@ class Port:
 async def find_ports(qmp: Qmp) -> list[Port]:
     """All ports that the user gave the guest, those of PCI Express first, in the order of their names.
 
-    Raises HotplugError.
+    The last is the root bus where that is conventional: unlike that of PCI Express, it can be plugged. Raises
+    HotplugError.
     """
     express = await qom.types(qmp, _EXPRESS)
     conventional = set().union(*[await qom.types(qmp, kind) for kind in _CONVENTIONAL])
@@ -45,27 +48,48 @@ async def find_ports(qmp: Qmp) -> list[Port]:
         for name, kind in (await qom.children(qmp, folder)).items():
             if kind in express | conventional:
                 ports += await _ports_of(qmp, f"{folder}/{name}", kind in express)
-    return sorted(ports, key=lambda port: (not port.is_express, _natural(port.bus)))
+    ports.sort(key=lambda port: (not port.is_express, _natural(port.bus)))
+    if await _has_conventional_root(qmp):
+        ports.append(Port(_ROOT_BUS, is_express=False, is_free=True, may_be_plugged=True))  # it has 32 slots
+    return ports
 
 
 async def choose_bus(qmp: Qmp, wanted: str | None) -> str:
     """The bus to plug a device in: ``wanted``, or that of the first free port. Raises HotplugError."""
     ports = await find_ports(qmp)
-    free = [port.bus for port in ports if port.is_free and port.may_be_plugged]
     if wanted is None:
+        free = _free(ports)
         if not free:
-            raise HotplugError(f"the guest has no free hot-pluggable port: {ADVICE}")
+            raise HotplugError(f"the guest has no free hot-pluggable port: {_choice(ports)}")
         return free[0]
     port = next((port for port in ports if port.bus == wanted), None)
     if port is not None and not port.may_be_plugged:
-        raise HotplugError(f"--bus {wanted}: that port has hotplug=off; {_choice(free)}")
+        raise HotplugError(f"--bus {wanted}: that port has hotplug=off; {_choice(ports)}")
     if port is not None and port.is_express and not port.is_free:
-        raise HotplugError(f"--bus {wanted}: there is a device already; {_choice(free)}")
+        raise HotplugError(f"--bus {wanted}: there is a device already; {_choice(ports)}")
     return wanted  # whether there is such a bus, and it can be plugged, QEMU knows
 
 
-def _choice(free: list[str]) -> str:
-    return f"choose {one_line(', '.join(free))}" if free else ADVICE
+async def other_choice(qmp: Qmp, bus: str) -> str:
+    """What to do where QEMU does not take a device on ``bus``. Raises HotplugError."""
+    return _choice(await find_ports(qmp), but=bus)
+
+
+def _choice(ports: list[Port], but: str | None = None) -> str:
+    if free := [bus for bus in _free(ports) if bus != but]:
+        return f"choose --bus {one_line(' or --bus '.join(free))}"
+    is_conventional = any(port.bus == _ROOT_BUS for port in ports)
+    return _ADVICE_WITHOUT_EXPRESS if is_conventional else _ADVICE
+
+
+def _free(ports: list[Port]) -> list[str]:
+    return [port.bus for port in ports if port.is_free and port.may_be_plugged]
+
+
+async def _has_conventional_root(qmp: Qmp) -> bool:
+    """Whether the machine is one of QEMU's ``pc``."""
+    name = _ROOT_OF_PC.rpartition("/")[2]
+    return name in await qom.children(qmp, "/machine") and _ROOT_BUS in await qom.children(qmp, _ROOT_OF_PC)
 
 
 async def _ports_of(qmp: Qmp, path: str, is_express: bool) -> list[Port]:

@@ -14,6 +14,8 @@ import trio
 
 _PROC = Path("/proc")
 _STDERR = 2
+PASSED = 3
+"""The only descriptor that a process may have beside the standard ones."""
 
 
 class Process:
@@ -25,14 +27,20 @@ class Process:
         self.pidfd = os.pidfd_open(pid)
 
     @classmethod
-    def spawn(cls, command: list[str], environment: Mapping[str, str], stderr: int) -> Process:
-        """Start ``command`` in a session of its own, with no input and no output but ``stderr``. Raises OSError."""
+    def spawn(
+        cls, command: list[str], environment: Mapping[str, str], stderr: int, passed: int | None = None
+    ) -> Process:
+        """Start ``command`` in a session of its own, with no input and no output but ``stderr``. Raises OSError.
+
+        The descriptor ``passed`` is its :data:`PASSED`.
+        """
         null = os.devnull
         files = [
             (os.POSIX_SPAWN_OPEN, 0, null, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, null, os.O_WRONLY, 0),
             (os.POSIX_SPAWN_DUP2, stderr, _STDERR),
             *((os.POSIX_SPAWN_CLOSE, descriptor) for descriptor in _inheritable()),
+            *(() if passed is None else ((os.POSIX_SPAWN_DUP2, passed, PASSED),)),
         ]
         ignored_by_python = (signal.SIGPIPE, signal.SIGXFSZ)
         return cls(

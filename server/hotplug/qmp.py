@@ -88,8 +88,8 @@ class Qmp:
                 greeting = await self._message()
         except trio.TooSlowError:
             raise QmpError(
-                f"{self.path}: no greeting in {GREETING_SECONDS:.0f} s: QEMU talks to one client at a time there; "
-                "end the other one, or give QEMU a second socket with -qmp"
+                f"{self.path}: no greeting in {GREETING_SECONDS:.0f} s: QEMU talks to one client at a time there: "
+                "end the other one, or give QEMU a second socket with -qmp; or QEMU hangs"
             ) from None
         try:
             version = as_object(as_object(greeting["QMP"], "QMP")["version"], "version")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import sys
@@ -15,13 +16,18 @@ from pathlib import Path
 import trio
 
 from server.hotplug.errors import HotplugError
-from server.hotplug.process import Process, find_process
+from server.hotplug.process import PASSED, Process, find_process
 from server.hotplug.server_output import ServerOutput, server_output
+from server.launch.process import lifeline
 
 START_SECONDS = 30.0
 END_SECONDS = 5.0
 """How long a server may take to end after SIGTERM, or after its client has left."""
 _COMMAND = ("-m", "server.hotplug")
+_ONE_CLIENT = ("--once", "--socket-path")
+_FOLDER, _SOCKET = "vgpud-", "device.sock"
+PRIVATE_SOCKET = re.compile(rf"/(?:.*/)?{_FOLDER}[a-z0-9_]{{8}}/{_SOCKET}")
+"""The path of the socket of a server that attach has started."""
 _READY = b"READY=1"
 
 
@@ -34,10 +40,11 @@ class ServerOptions:
     control: Path | None = None
     trace: Path | None = None
     log: Path | None = None
+    metrics: str | None = None
 
     def given(self) -> dict[str, str]:
         """The options of ``serve`` that have a value."""
-        names = ("device", "transport", "control", "trace")
+        names = ("device", "transport", "control", "trace", "metrics")
         values = {f"--{name}": getattr(self, name) for name in names}
         return {name: str(value) for name, value in values.items() if value is not None}
 
@@ -55,8 +62,13 @@ class ServerProcess:
         self.is_left = True
 
 
-def find_server(device: str, qmp: Path) -> Process | None:
-    """The server that attach started for ``device`` of the QEMU that listens at ``qmp``, where it can be seen."""
+def find_server(device: str, qmp: Path, socket_path: str | None = None) -> Process | None:
+    """The server that attach started for ``device`` of the QEMU that listens at ``qmp``, where it can be seen.
+
+    ``socket_path`` tells it from one of that name that was left over.
+    """
+    if socket_path is not None:
+        return find_process((*_ONE_CLIENT, socket_path))
     return find_process((*_COMMAND, _name(device, qmp)))
 
 
@@ -64,19 +76,21 @@ def find_server(device: str, qmp: Path) -> Process | None:
 async def started(options: ServerOptions, device: str, qmp: Path) -> AsyncIterator[ServerProcess]:
     """Start a server for ``device`` and give it once it listens; it is ended with the block, unless it was left.
 
-    Its socket is gone after the block either way: the one client has connected by then. Raises HotplugError
-    where it does not start, with its own words.
+    Its socket is gone after the block either way: the one client has connected by then. Where this process is killed
+    before, the server ends by itself. Raises HotplugError where it does not start, with its own words.
     """
     with ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="vgpud-"))
+        reading, _ = stack.enter_context(lifeline())
+        folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         output = stack.enter_context(server_output(options.log))
         ready = stack.enter_context(_listen_for_readiness(folder / "ready.sock"))
-        path = folder / "device.sock"
-        command = [sys.executable, "-P", *_COMMAND, _name(device, qmp), "--once", "--socket-path", str(path)]
+        path = folder / _SOCKET
+        command = [sys.executable, "-P", *_COMMAND, _name(device, qmp), "--lifeline", str(PASSED)]
+        command += [*_ONE_CLIENT, str(path)]
         command += [part for option in options.given().items() for part in option]
         environment = {**os.environ, "NOTIFY_SOCKET": str(folder / "ready.sock")}
-        process = stack.enter_context(_spawn(command, environment, output))
+        process = stack.enter_context(_spawn(command, environment, output, reading))
         server = ServerProcess(process, path)
         try:
             await _until_ready(process, ready, output)
@@ -91,9 +105,11 @@ def _name(device: str, qmp: Path) -> str:
     return f"{device}@{qmp.absolute()}"
 
 
-def _spawn(command: list[str], environment: dict[str, str], output: ServerOutput) -> Process:
+def _spawn(
+    command: list[str], environment: dict[str, str], output: ServerOutput, lifeline_fd: int
+) -> Process:
     try:
-        return Process.spawn(command, environment, output.write_fd)
+        return Process.spawn(command, environment, output.write_fd, lifeline_fd)
     except OSError as error:
         raise HotplugError(f"the server cannot be started: {error.strerror}") from None
 

@@ -27,9 +27,13 @@ _SECONDS = 30
 
 def with_migration_guard(command: QemuCommand) -> QemuCommand:
     """The command with what keeps the guest from being migrated and saved."""
+    return command.adding(("-blockdev", json.dumps(guard_node())))
+
+
+def guard_node() -> dict[str, object]:
+    """The image as QEMU's ``-blockdev`` and ``blockdev-add`` take it."""
     image = {"driver": "file", "filename": str(IMAGE)}
-    node = {"driver": _DRIVER, "node-name": NODE, "read-only": True, "file": image}
-    return command.adding(("-blockdev", json.dumps(node)))
+    return {"driver": _DRIVER, "node-name": NODE, "read-only": True, "file": image}
 
 
 def knows_image(program: str) -> bool:

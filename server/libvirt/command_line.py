@@ -33,6 +33,11 @@ def add_libvirt_xml(commands: Subparsers) -> None:
         metavar="FOLDER",
         help="folder of the instances' sockets (default: /run/vgpud for root, else $XDG_RUNTIME_DIR/vgpud)",
     )
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        help="the device model at the sockets: firmware draws on a bochs-display with a ROM of QEMU's",
+    )
     parser.set_defaults(handler=_libvirt_xml)
 
 
@@ -41,12 +46,26 @@ def _libvirt_xml(arguments: argparse.Namespace) -> int:
     from server.libvirt.fragment import domain_fragment  # noqa: PLC0415
 
     try:
+        _check_model(arguments)
         sockets = arguments.socket_path or _instance_sockets(arguments.uuid, arguments.runtime_dir)
-        text = domain_fragment(sockets)
+        text = domain_fragment(sockets, arguments.device)
     except (ValueError, InstanceError) as error:
         return fail(error)
     sys.stdout.write(text)
     return 0
+
+
+def _check_model(arguments: argparse.Namespace) -> None:
+    """Raises ValueError, one line for the user."""
+    from devices.models import MODELS  # noqa: PLC0415
+
+    if arguments.device is None:
+        return
+    if arguments.uuid:
+        raise ValueError("--device goes with --socket-path: the device of an instance is known")
+    names = [model.name for model in MODELS]
+    if arguments.device not in names:
+        raise ValueError(f"--device {arguments.device}: no device model; there are: {', '.join(names)}")
 
 
 def _instance_sockets(uuids: Sequence[str], runtime_dir: Path | None) -> list[Path]:

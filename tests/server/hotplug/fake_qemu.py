@@ -76,6 +76,10 @@ class FakeQemu:
         }
     )
     is_numbered: bool = True
+    nodes: dict[str, Json] = field(default_factory=dict)
+    """Block devices, by node-name."""
+    root_bus: str | None = None
+    """That of a machine of the pc type."""
     says: dict[str, Say] = field(default_factory=dict)
     """What is said to commands in place of what the guest gives."""
     executed: list[tuple[str, Any]] = field(default_factory=list)
@@ -96,6 +100,19 @@ class FakeQemu:
 
     def query_status(self, _: Any) -> list[Json | bytes]:
         return [returns({"status": "running", "running": True})]
+
+    def blockdev_add(self, arguments: Any) -> list[Json | bytes]:
+        name = arguments["node-name"]
+        if name in self.nodes:
+            return [refuses(f"Duplicate nodes with node-name='{name}'")]
+        self.nodes[name] = arguments
+        return [returns({})]
+
+    def blockdev_del(self, arguments: Any) -> list[Json | bytes]:
+        name = arguments["node-name"]
+        if self.nodes.pop(name, None) is None:
+            return [refuses(f"Failed to find node with node-name='{name}'")]
+        return [returns({})]
 
     def query_memdev(self, _: Any) -> list[Json | bytes]:
         return [
@@ -120,7 +137,9 @@ class FakeQemu:
     def qom_list(self, arguments: Any) -> list[Json | bytes]:
         path = arguments["path"]
         folders = {"/machine/peripheral": self.devices, "/machine/peripheral-anon": self.anonymous}
-        if path in folders:
+        if path in ("/machine", "/machine/i440fx"):
+            found = self._of_the_machine(path)
+        elif path in folders:
             found = {name: f"child<{device.kind}>" for name, device in folders[path].items()}
         elif path.count("/") == 3:
             found = self._properties(path)
@@ -131,6 +150,11 @@ class FakeQemu:
         return [
             returns([{"name": "type", "type": "string"}, *({"name": n, "type": t} for n, t in found.items())])
         ]
+
+    def _of_the_machine(self, path: str) -> dict[str, str]:
+        if self.root_bus is None:
+            return {"q35": "child<q35-pcihost>"}
+        return {"i440fx": "child<i440FX-pcihost>"} if path == "/machine" else {self.root_bus: "child<PCI>"}
 
     def _at(self, path: str) -> Device:
         folder, _, name = path.rpartition("/")

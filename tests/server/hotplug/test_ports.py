@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from server.hotplug.errors import HotplugError
-from server.hotplug.ports import choose_bus
+from server.hotplug.ports import choose_bus, other_choice
 from tests.server.hotplug.fake_qemu import Device, FakeQemu, root_port, talking_to
 
 
@@ -86,10 +86,25 @@ async def test_a_port_that_cannot_take_the_device_is_refused_with_those_that_can
         "rp2": root_port(),
         "net": Device("virtio-net-pci", "rp0"),
     }
-    with pytest.raises(HotplugError, match="--bus rp0: there is a device already; choose rp2"):
+    with pytest.raises(HotplugError, match="--bus rp0: there is a device already; choose --bus rp2"):
         await chosen(FakeQemu(devices=devices), tmp_path, "rp0")
-    with pytest.raises(HotplugError, match="--bus rp1: that port has hotplug=off; choose rp2"):
+    with pytest.raises(HotplugError, match="--bus rp1: that port has hotplug=off; choose --bus rp2"):
         await chosen(FakeQemu(devices=devices), tmp_path, "rp1")
     del devices["rp2"]
     with pytest.raises(HotplugError, match=r"--bus rp0: .*; start QEMU with -device pcie-root-port"):
         await chosen(FakeQemu(devices=devices), tmp_path, "rp0")
+
+
+async def test_the_root_bus_of_a_pc_is_taken_where_nothing_better_is(tmp_path: Path) -> None:
+    qemu = FakeQemu(devices={"net": Device("virtio-net-pci", "pci.0")}, root_bus="pci.0")
+    assert await chosen(qemu, tmp_path) == "pci.0"
+    qemu.devices["bridge"] = Device("pci-bridge", "pci.0")
+    assert await chosen(qemu, tmp_path) == "bridge"
+
+
+async def test_a_pc_whose_root_bus_takes_nothing_wants_a_bridge(tmp_path: Path) -> None:
+    async with talking_to(FakeQemu(devices={}, root_bus="pci.0"), tmp_path) as qmp:
+        assert (
+            await other_choice(qmp, "pci.0") == "start QEMU with -device pci-bridge,id=gpu-port,chassis_nr=1"
+        )
+        assert await other_choice(qmp, "nope") == "choose --bus pci.0"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from server.hotplug.process import Process, find_process
+from server.hotplug.process import PASSED, Process, find_process
 from tests.server.running import open_fds
 
 SECONDS = 20.0
@@ -48,6 +48,30 @@ async def test_a_process_has_a_session_of_its_own_and_nothing_but_its_stderr(pip
         assert await process.ended(SECONDS)
         await process.end(0)
     assert os.read(pipe[0], 1000) == b"True ['null', 'null'] 4"  # the three, and the folder that is listed
+
+
+@pytest.mark.parametrize("is_there_already", [False, True])
+async def test_a_process_has_what_it_is_passed_at_one_number(
+    pipe: tuple[int, int], is_there_already: bool
+) -> None:
+    passed = os.open("/dev/full", os.O_RDWR | os.O_CLOEXEC)
+    kept = os.dup(PASSED) if is_there_already else None
+    if kept is not None:
+        os.dup2(passed, PASSED, inheritable=False)
+    program = f"import os, sys; sys.stderr.write(os.readlink('/proc/self/fd/{PASSED}'))"
+    try:
+        command = [sys.executable, "-c", program]
+        with Process.spawn(
+            command, dict(os.environ), pipe[1], PASSED if is_there_already else passed
+        ) as process:
+            assert await process.ended(SECONDS)
+            await process.end(0)
+    finally:
+        os.close(passed)
+        if kept is not None:
+            os.dup2(kept, PASSED, inheritable=False)
+            os.close(kept)
+    assert os.read(pipe[0], 1000) == b"/dev/full"
 
 
 async def test_a_process_is_ended_by_sigterm_and_reaped(pipe: tuple[int, int]) -> None:

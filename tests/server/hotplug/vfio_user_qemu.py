@@ -31,7 +31,10 @@ class VfioUserQemu(FakeQemu):
         client.sendall(encode_request(0, Version(0, 0)))
         assert client.recv(4096)
         self.clients[arguments["id"]] = client
-        return super().device_add(arguments)
+        said = super().device_add(arguments)
+        path = arguments["socket"]["path"].replace("/", "\\x2f")
+        self.devices[arguments["id"]].parts = (f"vfio-user:{path} BAR 4[0]",)
+        return said
 
     def device_del(self, arguments: Any) -> list[Json | bytes]:
         if arguments["id"] in self.clients:

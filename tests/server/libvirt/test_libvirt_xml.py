@@ -13,6 +13,7 @@ from server.cli import main
 from server.guest.machine import vfio_user_pci
 from server.instances.identity import parse_uuid
 from server.instances.places import choose_places
+from server.launch.migration_guard import guard_node
 from server.libvirt.fragment import MAX_DEVICES, domain_fragment
 
 QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
@@ -48,12 +49,16 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-def devices(fragment: str) -> list[dict[str, object]]:
-    """What the fragment's arguments give to -device."""
+def given(fragment: str, option: str) -> list[dict[str, object]]:
+    """What the fragment's arguments give to an option of QEMU."""
     root = ET.fromstring(fragment)  # noqa: S314
     words = [argument.get("value", "") for argument in root.iter(f"{QEMU}arg")]
-    assert set(words[::2]) == {"-device"}
-    return [json.loads(word) for word in words[1::2]]
+    assert set(words[::2]) == {"-blockdev", "-device"}
+    return [json.loads(word) for name, word in zip(words[::2], words[1::2], strict=True) if name == option]
+
+
+def devices(fragment: str) -> list[dict[str, object]]:
+    return given(fragment, "-device")
 
 
 @pytest.mark.parametrize(
@@ -62,6 +67,7 @@ def devices(fragment: str) -> list[dict[str, object]]:
         ("--socket-path", "/run/vgpud/device.sock"),
         ("--socket-path", "/tmp/a.sock", "--socket-path", "/tmp/b.sock"),
         ("--socket-path", "/tmp/it's <\"&> here"),
+        ("--socket-path", "/x", "--device", "bochs-display"),
         ("--uuid", UUID),
     ],
 )
@@ -97,6 +103,19 @@ def test_the_device_is_qemus_client_at_the_socket_on_a_root_port_of_its_own(path
     assert device == vfio_user_pci(Path(path), id="vgpud0", bus=str(port["id"]))
 
 
+def test_the_guest_is_kept_from_migrating_once_for_all_devices() -> None:
+    assert given(domain_fragment([Path("/a"), Path("/b")]), "-blockdev") == [guard_node()]
+
+
+def test_firmware_gets_the_rom_with_which_it_draws_on_a_bochs_display(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for model, rom in (("bochs-display", "vgabios-bochs-display.bin"), ("virtio-gpu", None)):
+        port, device = devices(printed(capsys, "--socket-path", "/x", "--device", model))
+        assert device.get("romfile") == rom
+        assert "romfile" not in port
+
+
 def test_several_devices_are_in_nobodys_way() -> None:
     found = devices(domain_fragment([Path(f"/run/{number}") for number in range(MAX_DEVICES)]))
     for key in ("id", "addr", "chassis", "port"):
@@ -119,6 +138,12 @@ def test_an_instance_is_where_its_server_listens(capsys: pytest.CaptureFixture[s
     [
         (("--socket-path", "x.sock"), "give the whole path, "),
         (("--uuid", "../../etc"), "'../../etc' is no UUID; write it as"),
+        (
+            ("--socket-path", f"/{'x' * 107}"),
+            "longer than the 107 bytes that a UNIX socket allows; choose a shorter",
+        ),
+        (("--socket-path", "/x", "--device", "cirrus"), "cirrus: no device model; there are: virtio-gpu, "),
+        (("--uuid", UUID, "--device", "edu"), "the device of an instance is known"),
         (("--socket-path", "/x") * (MAX_DEVICES + 1), "takes 11 devices at most, not 12"),
     ],
 )
