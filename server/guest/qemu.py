@@ -21,7 +21,7 @@ OLDEST = (10, 1)
 CLIENT = "vfio-user-pci"
 """QEMU's device that is a vfio-user client."""
 
-_VERSION = re.compile(r"version (\d+)\.(\d+)(?:\.(\d+))?")
+_VERSION = re.compile(r"QEMU emulator version (\d+)\.(\d+)(?:\.(\d+))?")
 
 
 @dataclass(frozen=True, slots=True)

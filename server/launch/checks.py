@@ -9,17 +9,19 @@ from pathlib import Path
 from server.guest.errors import GuestError
 from server.guest.qemu import CLIENT, OLDEST, inspect_qemu
 from server.launch.errors import LaunchError
-from server.launch.qemu_options import MACHINE, QemuCommand
+from server.launch.qemu_options import MACHINE, QemuCommand, machine_type
 from server.launch.settings import is_on
+from server.launch.shared_memory import is_memory_of_device
 
-_DEFAULT_MACHINE = "pc"
 _MACHINES = re.compile(r"q35|pc|pc-q35-.+|pc-i440fx-.+")
 _EXPRESS = re.compile(r"q35|pc-q35-.+")
 _OTHER_TARGET = re.compile(r"qemu-system-(?!x86_64$|i386$)\w+")
+_QEMU = re.compile(r"qemu-system-\w+|qemu-kvm")
 _HELP = ("help", "?")
 _ENCRYPTION = ("confidential-guest-support", "memory-encryption")
 _CONFIG_OF_MEMORY = re.compile(r"^\s*\[\s*(machine|memory|numa|object)\b", re.MULTILINE)
 _OPTION_OF_CONFIG = {"memory": "m"}
+_KEY_OF_CONFIG = re.compile(r"^\s*([\w-]+)\s*=", re.MULTILINE)
 
 _REFUSED = {
     "incoming": "a guest with a virtual GPU cannot be migrated; start it afresh, without -incoming",
@@ -42,8 +44,9 @@ def check_command(command: QemuCommand, *, root_ports: bool) -> None:
     _check_iommus(command)
 
 
-def check_program(program: str) -> None:
-    """Raise LaunchError unless ``program`` is a QEMU for x86 with the vfio-user client."""
+def check_program(command: QemuCommand) -> None:
+    """Raise LaunchError unless the program is a QEMU for x86 with the vfio-user client."""
+    program = command.program
     needed = f"{'.'.join(map(str, OLDEST))} or later with {CLIENT}"
     if other := _OTHER_TARGET.fullmatch(Path(program).name):
         raise LaunchError(f"{other[0]}: only guests for x86 can be started; give qemu-system-x86_64")
@@ -52,12 +55,17 @@ def check_program(program: str) -> None:
     try:
         inspect_qemu((program,))
     except GuestError as error:
+        if any(_QEMU.fullmatch(Path(word).name) for word in command.words[1:]):
+            raise LaunchError(
+                f"{program} is no QEMU; put what QEMU is to run under in front of vgpud: "
+                f"{Path(program).name} ... vgpud run -- qemu-system-x86_64 ..."
+            ) from error
         raise LaunchError(f"{error}; give a QEMU {needed}") from error
 
 
 def _check_machine(command: QemuCommand, root_ports: bool) -> None:
     machine = command.merged(*MACHINE, implied="type")
-    kind = str(machine.get("type", _DEFAULT_MACHINE))
+    kind = machine_type(command)
     if kind in _HELP:
         return
     for key in _ENCRYPTION:
@@ -100,3 +108,8 @@ def _check_config(path: str) -> None:
         raise LaunchError(
             f"-readconfig {path}: move its section [{section}] to the command line, as -{option}"
         )
+    for key in _KEY_OF_CONFIG.findall(text):
+        if is_memory_of_device(key):
+            raise LaunchError(
+                f"-readconfig {path}: move the device with {key} to the command line, as -device"
+            )

@@ -36,6 +36,12 @@ def add_run(commands: Subparsers) -> None:
         help="what speaks vfio-user, as for serve (default: %(default)s)",
     )
     parser.add_argument("--control", type=Path, metavar="PATH", help="socket for status and screenshots")
+    parser.add_argument(
+        "--metrics",
+        metavar="ADDRESS",
+        help="serve /metrics to Prometheus, as serve does; of several GPUs each has the next port, or a socket with "
+        "its number",
+    )
     parser.add_argument("--trace", type=Path, metavar="FILE", help="record the session; see 'vgpud trace'")
     parser.add_argument(
         "--log", type=Path, metavar="FILE", help="the server's log (default: its warnings, on stderr)"

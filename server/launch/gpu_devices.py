@@ -5,38 +5,62 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from server.guest.machine import DeviceOptions, vfio_user_pci
-from server.launch.qemu_options import QemuCommand
+from server.launch.boot_rom import PROPERTY
+from server.launch.qemu_options import QemuCommand, machine_type
 
 IDENTIFIER = "vgpud"
 """GPUs are called vgpud0, vgpud1 and so on in QEMU, as those are that vgpud attach plugs in."""
 
+_EXPRESS_MACHINES = ("q35", "pc-q35-", "microvm")
+_EXPRESS_BUS, _CONVENTIONAL_BUS = "pcie.0", "pci.0"
 _ROOT_PORT = "pcie-root-port"
 _LAST_CHASSIS = 255
 
 
-def with_gpus(command: QemuCommand, sockets: Sequence[str], *, root_ports: bool = False) -> QemuCommand:
-    """The command with a GPU for each socket, at addresses that QEMU chooses.
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """Where QEMU finds the server of a GPU, and the ROM that firmware draws with, if there is one."""
+
+    socket: str
+    rom: str | None = None
+
+
+def with_gpus(
+    command: QemuCommand, attachments: Sequence[Attachment], *, root_ports: bool = False
+) -> QemuCommand:
+    """The command with a GPU for each attachment, at addresses that QEMU chooses.
 
     QEMU makes the devices that are given as JSON last and in order, so that it knows by then which addresses the
-    user's own have taken. With ``root_ports`` each GPU is alone behind a root port, out of which it can be unplugged:
-    the root bus of a q35 machine has no hot-plug.
+    user's own have taken. The bus is said, as QEMU would take the last that was made, also one for bridges only
+    (pxb-pcie). With ``root_ports`` each GPU is alone behind a root port, out of which it can be unplugged: the root bus
+    of a q35 machine has no hot-plug.
     """
-    for number, socket in enumerate(sockets):
+    root_bus = _root_bus(command)
+    for number, attachment in enumerate(attachments):
         name = command.unused_identifier(f"{IDENTIFIER}{number}")
-        where: DeviceOptions = {}
+        bus = root_bus
         if root_ports:
-            port = _root_port(command, f"{name}-port")
+            port = _root_port(command, f"{name}-port", root_bus)
             command = _adding_device(command, port)
-            where = {"bus": str(port["id"])}
-        command = _adding_device(command, {**vfio_user_pci(Path(socket), id=name), **where})
+            bus = str(port["id"])
+        client = vfio_user_pci(Path(attachment.socket), id=name, bus=bus)
+        rom = {} if attachment.rom is None else {PROPERTY: attachment.rom}
+        command = _adding_device(command, {**client, **rom})
     return command
 
 
-def _root_port(command: QemuCommand, name: str) -> DeviceOptions:
-    return {"driver": _ROOT_PORT, "id": command.unused_identifier(name), "chassis": _unused_chassis(command)}
+def _root_bus(command: QemuCommand) -> str:
+    """What QEMU calls the bus of the host bridge (``hw/pci-host/q35.c``, ``gpex.c`` and ``i440fx.c``)."""
+    return _EXPRESS_BUS if machine_type(command).startswith(_EXPRESS_MACHINES) else _CONVENTIONAL_BUS
+
+
+def _root_port(command: QemuCommand, name: str, bus: str) -> DeviceOptions:
+    chassis = _unused_chassis(command)
+    return {"driver": _ROOT_PORT, "id": command.unused_identifier(name), "bus": bus, "chassis": chassis}
 
 
 def _unused_chassis(command: QemuCommand) -> int:

@@ -22,6 +22,9 @@ FLAGS = frozenset(
 )  # fmt: skip
 """The options of QEMU 10.1 to 11.1 that take no value."""
 
+OURS = frozenset({"--control", "--dry-run", "--gpu", "--log", "--metrics", "--root-port", "--transport"})
+"""The options of ``vgpud run`` whose names no option of QEMU has."""
+
 MACHINE = ("machine", "M")
 """The two spellings of the option that chooses the machine."""
 
@@ -103,6 +106,11 @@ class QemuCommand:
         return replace(self, options=tuple(option for option in self.options if option.name != name))
 
 
+def machine_type(command: QemuCommand) -> str:
+    """The machine that is chosen: of PCs, QEMU takes pc where nobody chooses."""
+    return str(command.merged(*MACHINE, implied="type").get("type", "pc"))
+
+
 def parse_command(words: Sequence[str]) -> QemuCommand:
     """Read a command line that begins with the program. Raises LaunchError where it is none."""
     if not words:
@@ -115,9 +123,20 @@ def parse_command(words: Sequence[str]) -> QemuCommand:
     return QemuCommand(program, tuple(_options(iter(rest))))
 
 
+def _check_spelling(word: str) -> None:
+    """Raise LaunchError for what looks like an option, and is none of QEMU's."""
+    if word in OURS:
+        raise LaunchError(f"{word} is for vgpud: write it in front of QEMU's command")
+    spelling, equals, value = word.partition("=")
+    if equals:
+        raise LaunchError(f"{word}: QEMU has no such option; write {spelling} {value}")
+
+
 def _options(words: Iterator[str]) -> Iterable[Option]:
     for word in words:
         option = Option(word)
+        if word.startswith("-"):
+            _check_spelling(word)
         if not word.startswith("-"):
             yield Option("", word)
         elif option.name in FLAGS:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import replace
 
 from server.exit_status import fail
+from server.launch.boot_rom import boot_rom, has_rom
 from server.launch.checks import check_command, check_program
 from server.launch.errors import LaunchError
-from server.launch.gpu_devices import IDENTIFIER, with_gpus
+from server.launch.gpu_devices import IDENTIFIER, Attachment, with_gpus
+from server.launch.gpu_files import counted, numbered
 from server.launch.migration_guard import knows_image, with_migration_guard
 from server.launch.qemu_options import QemuCommand, parse_command
 from server.launch.server_process import Gpu
@@ -24,10 +27,11 @@ def run_guest(arguments: argparse.Namespace) -> int:
     try:
         command = parse_command(_without_separator(arguments.command))
         check_command(command, root_ports=arguments.root_port)
-        check_program(command.program)
-        launch = Launch(_prepared(command), tuple(gpus(arguments)), arguments.root_port)
+        check_program(command)
+        wanted = gpus(arguments)
+        launch = Launch(_prepared(command), tuple(_with_roms(wanted, command)), arguments.root_port)
         if arguments.dry_run:
-            _check_gpus(launch)
+            _check_gpus(wanted)
             sys.stdout.write(shlex.join(command_to_read(launch).words) + "\n")
             return 0
         with held_back(STOP_SIGNALS) as signals:
@@ -48,35 +52,43 @@ def gpus(arguments: argparse.Namespace) -> list[Gpu]:
             control=numbered(arguments.control, number, count),
             trace=numbered(arguments.trace, number, count),
             log=numbered(arguments.log, number, count),
+            metrics=counted(arguments.metrics, number, count),
             unpluggable=arguments.root_port,
         )
         for number, device in enumerate(devices)
     ]
 
 
-def numbered(path: Path | None, number: int, count: int) -> Path | None:
-    """``path`` for one GPU; of several, ``boot.pcapng`` becomes ``boot-0.pcapng``, ``boot-1.pcapng``."""
-    if path is None or count == 1:
-        return path
-    return path.with_name(f"{path.stem}-{number}{path.suffix}")
-
-
 def command_to_read(launch: Launch) -> QemuCommand:
     """QEMU's command line, for servers that listen at ``/tmp/vgpud0.sock`` and so on."""
-    sockets = [f"/tmp/{gpu.name}.sock" for gpu in launch.gpus]  # noqa: S108 - where the reader puts them
+    sockets = [
+        Attachment(f"/tmp/{gpu.name}.sock", gpu.rom)  # noqa: S108 - where the reader puts them
+        for gpu in launch.gpus
+    ]
     return with_gpus(launch.command, sockets, root_ports=launch.root_ports)
 
 
-def _check_gpus(launch: Launch) -> None:
-    """Refuse what a server would refuse. Raises LaunchError."""
+def _check_gpus(wanted: list[Gpu]) -> None:
+    """Refuse the devices that a server would refuse. Raises LaunchError."""
     from devices.models import MODELS  # noqa: PLC0415 - all else that needs the models is in another process
     from devices.registry import OptionError, create_device  # noqa: PLC0415
 
-    for gpu in launch.gpus:
+    for gpu in wanted:
         try:
             create_device(MODELS, gpu.device).close()
         except OptionError as error:
             raise LaunchError(f"--gpu {gpu.device}: {error}") from error
+
+
+def _with_roms(wanted: list[Gpu], command: QemuCommand) -> Iterator[Gpu]:
+    for gpu in wanted:
+        rom = boot_rom(command, gpu.device)
+        if rom is not None and not has_rom(command, rom):
+            sys.stderr.write(
+                f"vgpud: this QEMU has no {rom}: the screen of {gpu.name} is empty until the guest's driver is up\n"
+            )
+            rom = None
+        yield replace(gpu, rom=rom)
 
 
 def _without_separator(words: list[str]) -> list[str]:

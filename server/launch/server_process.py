@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,10 +15,18 @@ from pathlib import Path
 import trio
 
 from server.exit_status import EXIT_FAILURE
+from server.launch.gpu_files import unix_path
 from server.launch.nameless_socket import NamelessSocket, nameless_socket
 from server.launch.process import Process, end_with_lifeline, lifeline, start
 from server.launch.signals import SignalReader
 from server.socket_path import SocketPathError, listen_at
+
+UNPLUGGABLE = "--unpluggable"
+"""Tells a server that its device has to be one that QEMU survives the unplugging of."""
+CLIENT_LEFT = 0
+"""Exit status of a server: QEMU has ended, or let go of the GPU."""
+TOLD_TO_END = 128 + signal.SIGTERM
+"""The same where its client was there, which is that of a shell where SIGTERM ended a program."""
 
 _BACKLOG = 4
 _NOTIFICATION = 64
@@ -28,7 +37,8 @@ _NOTIFICATION = 64
 class Gpu:
     """What ``vgpud serve`` is to serve, and where to; ``device`` is the text of its --device.
 
-    An ``unpluggable`` one is served without MSI-X, as :mod:`server.hotplug.unpluggable` explains.
+    An ``unpluggable`` one is served without MSI-X, as :mod:`server.hotplug.unpluggable` explains. ``rom`` is what QEMU
+    gives firmware to draw with.
     """
 
     name: str
@@ -37,17 +47,19 @@ class Gpu:
     control: Path | None = None
     trace: Path | None = None
     log: Path | None = None
+    metrics: str | None = None
     unpluggable: bool = False
+    rom: str | None = None
 
     def command(self, listener: int) -> list[str]:
-        """The command that serves it on the listening socket ``listener``."""
+        """The command that serves it on the listening socket ``listener``, until QEMU has let go of it."""
         level = "warning" if self.log is None else "info"
-        serve = ("server.hotplug", self.name) if self.unpluggable else ("server", "serve")
-        files = (("--control", self.control), ("--trace", self.trace))
+        options = (("--control", self.control), ("--trace", self.trace), ("--metrics", self.metrics))
         return [
-            *(sys.executable, "-P", "-m", *serve, "--fd", str(listener), "--log-level", level),
-            *("--device", self.device, "--transport", self.transport),
-            *(word for option, path in files if path is not None for word in (option, str(path))),
+            *(sys.executable, "-P", "-m", "server.launch", self.name, "--fd", str(listener)),
+            *((UNPLUGGABLE,) if self.unpluggable else ()),
+            *("--log-level", level, "--device", self.device, "--transport", self.transport),
+            *(word for option, value in options if value is not None for word in (option, str(value))),
         ]
 
 
@@ -107,7 +119,7 @@ async def started_server(gpu: Gpu, signals: SignalReader) -> AsyncIterator[Serve
             yield ServerProcess(gpu, process, device.path, fds, readiness.socket)
         finally:
             if await process.end() != 0:
-                _remove_control(gpu)
+                _remove_sockets(gpu)
 
 
 def _started(
@@ -147,8 +159,9 @@ def _log_file(path: Path | None) -> Iterator[int | None]:
         os.close(fd)
 
 
-def _remove_control(gpu: Gpu) -> None:
-    """A server that was killed leaves its control socket; who listens there takes the file along at the end."""
-    if gpu.control is not None and gpu.control.is_socket():
-        with suppress(SocketPathError), listen_at(gpu.control):
-            pass
+def _remove_sockets(gpu: Gpu) -> None:
+    """A server that was killed leaves its sockets; who listens there takes the file along at the end."""
+    for path in (gpu.control, unix_path(gpu.metrics)):
+        if path is not None and path.is_socket():
+            with suppress(SocketPathError), listen_at(path):
+                pass

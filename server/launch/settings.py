@@ -1,7 +1,8 @@
 """The value of a QEMU option: ``key=value`` settings with commas between them, or JSON.
 
 In the first form a comma within a value is written twice, the first value may come without its key, and a later key
-without a value means on. Source: QEMU's ``util/keyval.c``, ``util/qemu-option.c``.
+without a value means on. In the second, strings may stand in single quotes as well. Source: QEMU's ``util/keyval.c``,
+``util/qemu-option.c``, ``qobject/json-lexer.c``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 _SETTING = re.compile(r"((?:[^,]|,,)*)(?:,|$)")
+_STRING = re.compile(r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')""", re.DOTALL)
+_QUOTES = re.compile(r'\\(.)|(")', re.DOTALL)
 _ON = ("on", "yes", "true", "y")
 
 
@@ -86,12 +89,23 @@ def parse_settings(text: str, implied: str = "") -> Settings:
 
 def _object(text: str) -> dict[str, object]:
     try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"not JSON: {error}; strings need double quotes") from error
+        value = json.loads(_STRING.sub(_in_double_quotes, text))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}; strings need quotes") from error
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")  # noqa: TRY004 - callers handle one exception
     return value
+
+
+def _in_double_quotes(string: re.Match[str]) -> str:
+    """The same string as JSON has it: in double quotes, and with no backslash in front of a single one."""
+
+    def escaped(character: re.Match[str]) -> str:
+        if character[1] == "'":
+            return "'"
+        return '\\"' if character[2] else character[0]
+
+    return f'"{_QUOTES.sub(escaped, string[0][1:-1])}"'
 
 
 def _written(key: str, value: object) -> str:

@@ -22,8 +22,8 @@ from server.launch.settings import Settings
 BACKEND = "vgpud-memory"
 """The id of the memory backend that is added where the command line has none."""
 
+_MEMDEV = "memdev"
 _RAM, _MEMFD, _FILE = "memory-backend-ram", "memory-backend-memfd", "memory-backend-file"
-_MEMORY_DEVICES = ("pc-dimm", "virtio-mem", "virtio-mem-pci")
 
 
 def with_shared_memory(command: QemuCommand) -> QemuCommand:
@@ -36,18 +36,25 @@ def with_shared_memory(command: QemuCommand) -> QemuCommand:
     return command if _has_backend(command) else _with_backend(command)
 
 
-def _backends_of_guest_memory(command: QemuCommand) -> Iterator[object]:
-    """The ids of the memory backends that the guest runs in; others hold disks, or what guests share."""
-    yield command.merged(*MACHINE, implied="type").get("memory-backend")
+def _backends_of_guest_memory(command: QemuCommand) -> Iterator[str]:
+    """The ids of the memory backends that the guest sees, its DIMMs, NVDIMMs, pmem and CXL memory among them.
+
+    QEMU hands over the fd of each, also where it has mapped it privately itself: the device would write to the file.
+    """
+    yield str(command.merged(*MACHINE, implied="type").get("memory-backend"))
     yield from _numa_backends(command)
     for device in command.settings("device", implied="driver"):
-        if device.get("driver") in _MEMORY_DEVICES:
-            yield device.get("memdev")
+        yield from (str(value) for key, value in device.items() if is_memory_of_device(key))
 
 
-def _numa_backends(command: QemuCommand) -> list[object]:
+def is_memory_of_device(key: str) -> bool:
+    """Whether a device's property names a memory backend, as do nvdimm's memdev and cxl-type3's volatile-memdev."""
+    return key == _MEMDEV or key.endswith(f"-{_MEMDEV}")
+
+
+def _numa_backends(command: QemuCommand) -> list[str]:
     nodes = command.settings("numa", implied="type")
-    return [node.get("memdev") for node in nodes if node.get("memdev") is not None]
+    return [str(node.get(_MEMDEV)) for node in nodes if node.get(_MEMDEV) is not None]
 
 
 def _has_backend(command: QemuCommand) -> bool:
@@ -55,14 +62,14 @@ def _has_backend(command: QemuCommand) -> bool:
     return "memory-backend" in command.merged(*MACHINE, implied="type") or bool(_numa_backends(command))
 
 
-def _shared(option: Option, guest_memory: set[object]) -> Option:
+def _shared(option: Option, guest_memory: set[str]) -> Option:
     settings = option.settings("qom-type")
     kind = settings.get("qom-type")
     if kind == _RAM:
         shared = _share_on(settings.having("qom-type", _MEMFD))
     elif kind == _MEMFD and not settings.is_on("share", default=True):
         shared = _share_on(settings)
-    elif kind == _FILE and not settings.is_on("share") and settings.get("id") in guest_memory:
+    elif kind == _FILE and not settings.is_on("share") and str(settings.get("id")) in guest_memory:
         shared = _share_on(_in_memory(settings))
     else:
         return option

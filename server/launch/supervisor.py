@@ -12,10 +12,10 @@ import trio
 from server.exit_status import EXIT_FAILURE
 from server.guest.child import plain_nursery
 from server.launch.errors import LaunchError
-from server.launch.gpu_devices import with_gpus
+from server.launch.gpu_devices import Attachment, with_gpus
 from server.launch.process import Process, end_with_parent, start
 from server.launch.qemu_options import QemuCommand
-from server.launch.server_process import Gpu, ServerFailedError, ServerProcess, started_server
+from server.launch.server_process import CLIENT_LEFT, Gpu, ServerFailedError, ServerProcess, started_server
 from server.launch.signals import SignalReader
 
 
@@ -85,8 +85,10 @@ class Supervisor:
         return status
 
     async def _end_qemu_with(self, server: ServerProcess, qemu: Process) -> None:
-        """QEMU cannot reconnect, and aborts sooner or later without its server."""
+        """QEMU cannot reconnect, and aborts sooner or later without its server, unless it has let go of the GPU."""
         status = await server.process.wait()
+        if status == CLIENT_LEFT:
+            return
         if not self._asked_to_end:
             self._lost_server = True
             name = server.gpu.name
@@ -97,7 +99,9 @@ class Supervisor:
 
     def _started_qemu(self, servers: list[ServerProcess]) -> Process:
         command = with_gpus(
-            self._launch.command, [server.path for server in servers], root_ports=self._launch.root_ports
+            self._launch.command,
+            [Attachment(server.path, server.gpu.rom) for server in servers],
+            root_ports=self._launch.root_ports,
         )
         for server in servers:
             for fd in server.fds:

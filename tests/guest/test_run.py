@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import shlex
-import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -24,12 +23,11 @@ from server.guest.machine import Machine
 from server.guest.qemu import Qemu
 from server.guest.run import Guest, booted
 from server.guest.screen import has_colour_bars, settled
-from server.hotplug.detach import detach
-from server.hotplug.qmp import connected
 from server.launch.qemu_options import FLAGS
 from tests.guest.support import GuestParts
+from tests.guest.test_hotplug import vgpud
 from tests.guest.test_virtual_gpu import PAGES_OF_MODE, SMPTE_TOP, top_bars
-from tests.guest.virtual_gpu import PICTURE_SECONDS, POLL_SECONDS, show_test_pattern
+from tests.guest.virtual_gpu import PICTURE_SECONDS, show_test_pattern
 from tests.server.launch.fake_qemu import children
 
 pytestmark = pytest.mark.guest
@@ -69,23 +67,32 @@ def program(parts: GuestParts, tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def running(parts: GuestParts, program: Path, spelling: str, *options: str) -> AsyncIterator[Guest]:
-    qemu = Qemu((*RUN, *options, "--", str(program)), parts.qemu.version)
+async def running(
+    parts: GuestParts,
+    program: Path,
+    spelling: str,
+    *options: str,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> AsyncIterator[Guest]:
+    qemu = Qemu((*RUN, *options, "--", str(program)), parts.qemu.version, variables)
     machine = SpelledMachine(parts.kernel.image, parts.image(), parts.accel, spelling=spelling)
     async with booted(qemu, machine) as guest:
         yield guest
 
 
 @contextmanager
-def paused(program: Path, spelling: str) -> Iterator[subprocess.Popen[str]]:
+def paused(
+    program: Path, spelling: str, *options: str, variables: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[subprocess.Popen[str]]:
     """A machine that stands still, with QMP on its standard input and output."""
-    command = [*RUN, "--", str(program), "-S", "-display", "none", "-nodefaults", "-qmp", "stdio"]
+    command = [*RUN, *options, "--", str(program), "-S", "-display", "none", "-nodefaults", "-qmp", "stdio"]
     with subprocess.Popen(
         [*command, *shlex.split(spelling)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, **variables},
     ) as run:
         try:
             assert run.stdout is not None
@@ -120,16 +127,23 @@ def test_the_options_that_take_no_value_are_those_of_qemu(program: Path) -> None
         assert ("requires an argument" not in done.stderr) == (name in FLAGS), name
 
 
-@pytest.mark.parametrize("spelling", ["-M q35 -m 512", NUMA], ids=["q35", "numa"])
+@pytest.mark.parametrize(
+    ("spelling", "transport"),
+    [("-M q35 -m 512", "libvfio-user"), (NUMA, "native")],
+    ids=["q35-libvfio-user", "numa-native"],
+)
 async def test_a_stock_guest_draws_on_the_gpu_that_was_added(
-    parts: GuestParts, program: Path, tmp_path: Path, spelling: str
+    parts: GuestParts, program: Path, tmp_path: Path, spelling: str, transport: str
 ) -> None:
-    control = tmp_path / "control"
-    async with running(parts, program, spelling, *GPU, "--control", str(control)) as guest:
+    control, log = tmp_path / "control", tmp_path / "log"
+    options = (*GPU, "--control", str(control), "--transport", transport, "--log", str(log))
+    async with running(parts, program, spelling, *options) as guest:
         await draws_in_shared_memory(guest, control)
         await powers_off(guest)
         assert not control.exists()
-        assert not any("memory_not_shared" in line for line in guest.qemu.log.lines)
+    said = log.read_text()
+    assert f"transport={transport} " in said
+    assert "memory_not_shared" not in said
 
 
 async def test_a_gpu_without_msix_is_unplugged_from_a_machine_that_lets_it_go_without_a_port(
@@ -140,11 +154,13 @@ async def test_a_gpu_without_msix_is_unplugged_from_a_machine_that_lets_it_go_wi
     gpu = ("--gpu", f"{GPU[1]},msix=off")
     async with running(parts, program, spelling, *gpu, "--control", str(control)) as guest:
         await draws_in_shared_memory(guest, control)
-        async with connected(qmp) as monitor:
-            assert await detach(monitor, None, SECONDS) == "vgpud0"
+        with server_of(guest.qemu.pid, "vgpud0") as server:
+            assert await vgpud("detach", "--qmp", qmp) == "vgpud0: unplugged\n"
+            await until_ended(server)
         await guest.check("! ls -d /dev/dri/card*")
-        assert (await status(control))["client"] is None
+        assert not control.exists()
         await powers_off(guest)
+        assert not [line for line in guest.qemu.log.lines if line.startswith("vgpud:")]
 
 
 async def draws_in_shared_memory(guest: Guest, control: Path) -> None:
@@ -174,24 +190,31 @@ async def test_a_guest_with_two_gpus_loses_the_one_that_is_unplugged(
         for number in range(2):
             state = await status(tmp_path / f"control-{number}")
             assert state["model"]["driver_ok"] is True
-        await command(qmp, "device_del", id="vgpud1")
-        with trio.fail_after(SECONDS):
-            while len((await guest.check(cards)).split()) == 2:
-                await trio.sleep(POLL_SECONDS)
+        with server_of(guest.qemu.pid, "vgpud1") as server:
+            assert await vgpud("detach", "--qmp", qmp, "--id", "vgpud1") == "vgpud1: unplugged\n"
+            await until_ended(server)
+        assert len((await guest.check(cards)).split()) == 1
         await show_test_pattern(guest)
         pattern = await settled(tmp_path / "control-0", has_colour_bars, PICTURE_SECONDS)
         assert top_bars(pattern) == SMPTE_TOP
+        await powers_off(guest)
 
 
-async def command(qmp: Path, name: str, **arguments: object) -> None:
-    async with await trio.open_unix_socket(qmp) as monitor:
-        for execute, values in (("qmp_capabilities", {}), (name, arguments)):
-            await monitor.send_all(json.dumps({"execute": execute, "arguments": values}).encode() + b"\n")
-        said = b""
-        while said.count(b'"return"') < 2:
-            said += (more := await monitor.receive_some())
-            assert more
-            assert b'"error"' not in said
+@contextmanager
+def server_of(run: int, name: str) -> Iterator[int]:
+    """A pidfd of the server that ``run`` has for a GPU."""
+    command = f"\0server.launch\0{name}\0".encode()
+    (pid,) = (pid for pid in children(run) if command in Path(f"/proc/{pid}/cmdline").read_bytes())
+    pidfd = os.pidfd_open(pid)
+    try:
+        yield pidfd
+    finally:
+        os.close(pidfd)
+
+
+async def until_ended(pidfd: int) -> None:
+    with trio.fail_after(SECONDS):
+        await trio.lowlevel.wait_readable(pidfd)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +232,9 @@ async def command(qmp: Path, name: str, **arguments: object) -> None:
         """-object '{"qom-type": "memory-backend-ram", "id": "m", "size": 134217728}' -M memory-backend=m""",
         "-object memory-backend-file,id=m,size=128M,mem-path=/dev/shm -M q35,memory-backend=m",
         "-object memory-backend-shm,id=m,size=128M -M q35,memory-backend=m",
+        "-M pc -device pxb,id=px,bus=pci.0,bus_nr=12",
+        """-M q35 -device pxb-pcie,id=px,bus=pcie.0,bus_nr=12 -device "{'driver':'virtio-rng-pci','bus':'pcie.0'}\"""",
+        "-M q35,nvdimm=on -m 256,slots=1,maxmem=1G -object memory-backend-ram,id=n,size=128M -device nvdimm,memdev=n",
         f"{NUMA} -object memory-backend-ram,id=dimm,size=128M -m slots=1,maxmem=2G -device pc-dimm,memdev=dimm",
     ],
 )
@@ -229,18 +255,3 @@ def test_the_guest_can_be_neither_migrated_nor_saved(program: Path, tmp_path: Pa
         assert "vgpud-gpu-cannot-migrate" in saved
         assert asked(run, "blockdev-del", **{"node-name": "vgpud-gpu-cannot-migrate"}) == {}
         assert asked(run, "migrate", uri=f"file:{tmp_path}/state") == {}
-
-
-@pytest.mark.parametrize(("victim", "result"), [("run", -signal.SIGKILL), ("server", 1), ("qemu", 137)])
-def test_nothing_is_left_whoever_is_killed(program: Path, victim: str, result: int) -> None:
-    with paused(program, "-M q35") as run:
-        started = {"run": run.pid}
-        for pid in children(run.pid):
-            server = b"\0serve\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
-            started["server" if server else "qemu"] = pid
-        ends = [os.pidfd_open(pid) for pid in started.values()]
-        os.kill(started[victim], signal.SIGKILL)
-        for end in ends:
-            assert select.select([end], [], [], SECONDS)[0], "a process is left"
-            os.close(end)
-        assert run.wait() == result

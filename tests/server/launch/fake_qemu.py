@@ -31,11 +31,15 @@ answers = {{
 if tuple(arguments) in answers:
     print(answers[tuple(arguments)])
     sys.exit()
+if arguments[-2:] == ["-L", "help"]:
+    print(os.path.dirname(sys.argv[0]), *arguments[1:-2:2], sep="\\n")
+    sys.exit()
 
 test = socket.socket(socket.AF_UNIX)
 test.connect(os.environ["{_ADDRESS}"])
 stop = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 ends_at = set()
+gpus = []
 
 def say(**facts):
     test.sendall(json.dumps(facts).encode() + b"\\n")
@@ -69,9 +73,13 @@ for line in test.makefile():
         say(open=[fd for fd in words if os.path.exists(f"/proc/self/fd/{{fd}}")])
     elif command == "send":
         gpu = socket.socket(socket.AF_UNIX)
+        gpus.append(gpu)
         gpu.connect(words[0])
         gpu.sendall(bytes.fromhex(words[1]))
         say(reply=gpu.recv(4096).hex())
+    elif command == "leave":
+        gpus.pop().close()
+        say(ok=True)
 """
 
 

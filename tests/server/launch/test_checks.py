@@ -92,6 +92,17 @@ def test_a_config_file_may_say_anything_else(tmp_path: Path) -> None:
     check(f"-readconfig {config}")
 
 
+def test_a_config_file_does_not_say_which_memory_a_device_has(tmp_path: Path) -> None:
+    config = tmp_path / "qemu.conf"
+    config.write_text('[device "x"]\n  driver = "nvdimm"\n  memdev = "m"\n')
+    with pytest.raises(LaunchError, match=r"move the device with memdev to the command line, as -device$"):
+        check(f"-readconfig {config}")
+
+
+def check_words(*words: str) -> None:
+    check_program(parse_command(words))
+
+
 def program(folder: Path, version: str, devices: str, name: str = "qemu-system-x86_64") -> str:
     path = folder / name
     path.write_text(
@@ -107,24 +118,32 @@ def program(folder: Path, version: str, devices: str, name: str = "qemu-system-x
         ("QEMU emulator version 7.2.1", 'name "vfio-user-pci"', "is QEMU 7.2.1"),
         ("QEMU emulator version 10.0.9", 'name "vfio-user-pci"', "is QEMU 10.0.9"),
         ("QEMU emulator version 11.0.0", 'name "vfio-pci"', "was built without vfio-user-pci"),
-        ("something else", "", "does not say which version of QEMU it is"),
+        ("GNU bash, version 15.2.1", "", "does not say which version of QEMU it is"),
     ],
 )
 def test_a_qemu_that_will_not_do_is_refused(tmp_path: Path, version: str, devices: str, reason: str) -> None:
     with pytest.raises(LaunchError, match=f"{reason}.*give a QEMU 10.1 or later with vfio-user-pci"):
-        check_program(program(tmp_path, version, devices))
+        check_words(program(tmp_path, version, devices))
 
 
 def test_a_program_with_the_client_will_do_whatever_its_name_is(tmp_path: Path) -> None:
-    check_program(program(tmp_path, "QEMU emulator version 10.1.0", 'name "vfio-user-pci"', "my-wrapper"))
+    check_words(program(tmp_path, "QEMU emulator version 10.1.0", 'name "vfio-user-pci"', "my-wrapper"))
 
 
 def test_a_qemu_for_another_architecture_is_refused(tmp_path: Path) -> None:
     other = program(tmp_path, "QEMU emulator version 11.0.0", 'name "vfio-user-pci"', "qemu-system-aarch64")
     with pytest.raises(LaunchError, match=r"qemu-system-aarch64: .* give qemu-system-x86_64"):
-        check_program(other)
+        check_words(other)
 
 
 def test_a_program_that_is_not_there_is_refused() -> None:
     with pytest.raises(LaunchError, match="no such program; install QEMU"):
-        check_program("/no/such/qemu-system-x86_64")
+        check_words("/no/such/qemu-system-x86_64")
+
+
+@pytest.mark.parametrize("words", ["{qemu}", "-c 0 {qemu} -m 256"])
+def test_what_qemu_is_to_run_under_goes_in_front_of_vgpud(tmp_path: Path, words: str) -> None:
+    wrapper = program(tmp_path, "taskset from util-linux version 2.41", "", "taskset")
+    qemu = program(tmp_path, "QEMU emulator version 11.0.0", 'name "vfio-user-pci"')
+    with pytest.raises(LaunchError, match=r"in front of vgpud: taskset \.\.\. vgpud run -- qemu"):
+        check_words(wrapper, *words.format(qemu=qemu).split())

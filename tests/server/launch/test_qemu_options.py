@@ -65,6 +65,21 @@ def test_the_last_option_may_not_lack_its_value() -> None:
         options("-nographic", "-m")
 
 
+@pytest.mark.parametrize("word", ["--dry-run", "--gpu", "--metrics"])
+def test_an_option_of_vgpud_behind_qemus_program_is_told_where_to_go(word: str) -> None:
+    with pytest.raises(LaunchError, match=f"{word} is for vgpud: write it in front of QEMU's command"):
+        options("-m", "256", word)
+
+
+def test_a_value_behind_an_equals_sign_is_told_where_to_go() -> None:
+    with pytest.raises(LaunchError, match="-m=128: QEMU has no such option; write -m 128"):
+        options("-m=128", "-M", "q35")
+
+
+def test_a_value_may_look_like_an_option_of_vgpud() -> None:
+    assert options("-append", "--gpu") == (Option("-append", "--gpu"),)
+
+
 @pytest.mark.parametrize("words", [[], ["-m", "2G"]])
 def test_a_command_begins_with_its_program(words: list[str]) -> None:
     with pytest.raises(LaunchError, match="vgpud run -- qemu-system-x86_64"):
@@ -72,6 +87,6 @@ def test_a_command_begins_with_its_program(words: list[str]) -> None:
 
 
 def test_json_that_cannot_be_read_is_shown_with_its_option() -> None:
-    command = parse_command(["qemu", "-device", "{'driver': 'edu'}"])
-    with pytest.raises(LaunchError, match=r"-device .*double quotes"):
+    command = parse_command(["qemu", "-device", "{driver: 'edu'}"])
+    with pytest.raises(LaunchError, match=r"-device .*need quotes"):
         command.identifiers()

@@ -9,7 +9,8 @@ import pytest
 
 from server.cli import build_parser
 from server.launch.migration_guard import IMAGE
-from server.launch.run import gpus, numbered
+from server.launch.run import gpus
+from server.launch.server_process import UNPLUGGABLE
 from tests.server.launch.fake_qemu import SECONDS, Launcher
 
 GUARD = f"""-blockdev {
@@ -61,7 +62,12 @@ def test_a_dry_run_has_its_gpus_where_servers_can_be_started_by_hand(launcher: L
         (["--", "{qemu}", "-m"], "-m: QEMU wants a value behind it"),
         (["--", "{qemu}", "-m", "much"], "'much' is no size; write for example 2G"),
         (["--", "{qemu}", "-incoming", "defer"], "without -incoming"),
-        (["--", "{qemu}", "-device", "{{'a"], "double quotes"),
+        (["--", "{qemu}", "-device", "{{'a"], "need quotes"),
+        (
+            ["--gpu", "virtio-gpu,width=wide", "--", "{qemu}"],
+            "--gpu virtio-gpu,width=wide: virtio-gpu: width=",
+        ),
+        (["--", "{qemu}", "--dry-run"], "in front of QEMU's command"),
         (["--root-port", "--", "{qemu}"], "goes with -machine q35"),
         (["--dry-run", "--gpu", "nothing", "--", "{qemu}"], "--gpu nothing: unknown device"),
         (["--", "{qemu}-of-another-name"], "no such program"),
@@ -101,9 +107,37 @@ def test_one_gpu_has_the_files_that_were_named_and_several_have_numbers() -> Non
 
 def test_a_gpu_behind_a_port_of_its_own_is_one_that_qemu_survives_the_unplugging_of() -> None:
     (gpu,) = gpus(build_parser().parse_args(["run", "--root-port", "--", "qemu"]))
-    assert gpu.command(5)[2:6] == ["-m", "server.hotplug", "vgpud0", "--fd"]
+    assert UNPLUGGABLE in gpu.command(5)
+    (other,) = gpus(build_parser().parse_args(["run", "--", "qemu"]))
+    assert UNPLUGGABLE not in other.command(5)
 
 
-def test_a_number_stands_before_the_suffix() -> None:
-    assert numbered(Path("a/boot.pcapng"), 1, 2) == Path("a/boot-1.pcapng")
-    assert numbered(Path("trace"), 0, 2) == Path("trace-0")
+@pytest.mark.parametrize("folders", [(), ("-L", "{other}")])
+def test_firmware_draws_on_a_bochs_display_where_qemu_has_the_rom_for_it(
+    launcher: Launcher, folders: tuple[str, ...]
+) -> None:
+    other = launcher.folder / "other"
+    other.mkdir()
+    (other if folders else launcher.folder).joinpath("vgabios-bochs-display.bin").touch()
+    words = [word.format(other=other) for word in folders]
+    command = ("--dry-run", "--gpu", "bochs-display", "--gpu", "edu", "--", str(launcher.qemu), *words)
+    done = run(launcher, *command)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count('"romfile": "vgabios-bochs-display.bin"') == 1
+
+
+def test_a_qemu_without_the_rom_is_started_with_a_line_that_says_so(launcher: Launcher) -> None:
+    done = run(launcher, "--dry-run", "--gpu", "bochs-display,width=800", "--", str(launcher.qemu))
+    assert done.returncode == 0
+    assert "romfile" not in done.stdout
+    assert done.stderr == (
+        "vgpud: this QEMU has no vgabios-bochs-display.bin: the screen of vgpud0 is empty until the guest's driver is "
+        "up\n"
+    )
+
+
+def test_a_rom_that_the_user_chose_is_left_alone(launcher: Launcher) -> None:
+    chosen = ("-global", "vfio-user-pci.romfile=mine.bin")
+    done = run(launcher, "--dry-run", "--gpu", "bochs-display", "--", str(launcher.qemu), *chosen)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("romfile") == 1

@@ -24,6 +24,11 @@ PAIRS = st.lists(st.tuples(KEYS, st.text(max_size=12)), min_size=1, max_size=6)
         ("x,share=off,share=on", {"qom-type": "x", "share": "on"}),
         ("", {}),
         ('{"qom-type": "x", "share": true, "size": 5}', {"qom-type": "x", "share": True, "size": 5}),
+        ("{'qom-type': 'x', 'share': true}", {"qom-type": "x", "share": True}),
+        (
+            r"""{'a': "it's", "b": 'say "no"', 'c': '\'\\\n', "d": "\'"}""",
+            {"a": "it's", "b": 'say "no"', "c": "'\\\n", "d": "'"},
+        ),
     ],
 )
 def test_settings_are_read_as_qemu_reads_them(text: str, pairs: dict[str, object]) -> None:
@@ -70,7 +75,7 @@ def test_a_boolean_that_is_missing_is_the_default() -> None:
     assert not parse_settings("id=m").is_on("share")
 
 
-@pytest.mark.parametrize("text", ["{", "{'a': 1}", '{"a": 1} x'])
+@pytest.mark.parametrize("text", ["{", "{a: 1}", "{'a: 1}", '{"a": 1} x', '{"a":' * 5000])
 def test_broken_json_is_an_error_that_names_the_fix(text: str) -> None:
-    with pytest.raises(ValueError, match="double quotes"):
+    with pytest.raises(ValueError, match="strings need quotes"):
         parse_settings(text)

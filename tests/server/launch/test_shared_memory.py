@@ -101,7 +101,8 @@ def test_memory_that_is_plugged_becomes_shared_too() -> None:
 @pytest.mark.parametrize(
     "use",
     ["-M memory-backend=m", "-numa node,memdev=m", "-device pc-dimm,memdev=m",
-     """-device '{"driver": "virtio-mem-pci", "memdev": "m"}'"""],
+     "-device nvdimm,memdev=m", "-device virtio-pmem-pci,memdev=m", "-device cxl-type3,volatile-memdev=m",
+     "-device cxl-type3,persistent-memdev=m", """-device '{"driver": "virtio-mem-pci", "memdev": "m"}'"""],
 )  # fmt: skip
 @pytest.mark.parametrize("share", ["", ",share=off", ",share=no"])
 def test_a_file_that_the_guest_does_not_write_to_is_for_the_user_to_share(
@@ -113,7 +114,7 @@ def test_a_file_that_the_guest_does_not_write_to_is_for_the_user_to_share(
 
 
 def test_a_file_that_is_no_memory_of_the_guest_stays_as_it_is() -> None:
-    text = "-object memory-backend-file,id=n,mem-path=/disk,share=off,size=1G -device nvdimm,memdev=n"
+    text = "-object memory-backend-file,id=n,mem-path=/disk,share=off,size=1G -device cxl-type3,lsa=n"
     assert shared(text) == f"{text} {ADDED.format(size=SIZE)}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -138,6 +139,52 @@ def test_qemu_is_ended_when_its_server_is_gone_and_one_line_says_so(launcher: La
         assert guest.ended() == (1, "", line)
 
 
+@pytest.mark.parametrize("transport", ["native", "libvfio-user"])
+def test_the_server_of_a_gpu_that_was_unplugged_ends_and_qemu_goes_on(
+    launcher: Launcher, transport: str
+) -> None:
+    with launcher.running("--transport", transport, "--gpu", "virtio-gpu", "--gpu", "edu") as guest:
+        path, _ = guest.qemu.gpu_sockets
+        assert guest.qemu.asked("send", path, encode_request(7, Version(0, 0)).hex())["reply"]
+        assert guest.qemu.asked("leave") == {"ok": True}
+        ended, _, _ = select.select(guest.server_pidfds, [], [], SECONDS)
+        assert len(ended) == 1
+        assert guest.qemu.asked("fds") == {"open": []}
+        guest.qemu.does("exit", 3)
+        assert guest.ended() == (3, "", "")
+
+
+@pytest.mark.parametrize("transport", ["native", "libvfio-user"])
+@pytest.mark.parametrize("connected", [True, False])
+def test_qemu_is_ended_also_where_its_server_was_told_to_end(
+    launcher: Launcher, transport: str, connected: bool
+) -> None:
+    with launcher.running("--transport", transport) as guest:
+        guest.qemu.asked("end at", signal.SIGTERM)
+        (path,) = guest.qemu.gpu_sockets
+        if connected:
+            assert guest.qemu.asked("send", path, encode_request(7, Version(0, 0)).hex())["reply"]
+        os.kill(guest.server_pids[0], signal.SIGTERM)
+        assert guest.qemu.hears() == {"signal": signal.SIGTERM}
+        line = "vgpud: the server of vgpud0 ended first, with status 143; QEMU is told to end\n"
+        assert guest.ended() == (1, "", line)
+
+
+def test_metrics_of_each_gpu_are_at_an_address_of_their_own(launcher: Launcher) -> None:
+    address = f"unix:{launcher.folder}/m.sock"
+    with launcher.running("--metrics", address, "--gpu", "virtio-gpu", "--gpu", "edu") as guest:
+        for number, device in enumerate(("virtio-gpu", "edu")):
+            with socket.socket(socket.AF_UNIX) as scraper:
+                scraper.settimeout(SECONDS)
+                scraper.connect(f"{launcher.folder}/m-{number}.sock")
+                scraper.sendall(b"GET /metrics HTTP/1.1\r\nHost: vgpud\r\nConnection: close\r\n\r\n")
+                text = scraper.makefile().read()
+            assert f'vgpud_sessions_total{{device="{device}",transport="native"}} 0' in text
+        guest.qemu.does("exit", 0)
+        assert guest.ended() == (0, "", "")
+    assert not list(launcher.folder.glob("m-*"))
+
+
 def test_all_is_told_to_end_at_once_without_a_complaint(launcher: Launcher) -> None:
     with launcher.running() as guest:
         guest.run.terminate()
@@ -160,15 +207,17 @@ def test_whoever_is_killed_nothing_is_left(launcher: Launcher, order: tuple[str,
 
 
 @pytest.mark.parametrize("victim", ["run", "server", "qemu"])
-def test_whoever_is_killed_the_control_socket_goes_too(launcher: Launcher, victim: str) -> None:
-    control = launcher.folder / "control"
-    with launcher.running("--control", str(control)) as guest:
+def test_whoever_is_killed_the_sockets_for_others_go_too(launcher: Launcher, victim: str) -> None:
+    control, metrics = launcher.folder / "control", launcher.folder / "metrics"
+    with launcher.running("--control", str(control), "--metrics", f"unix:{metrics}") as guest:
         assert control.is_socket()
+        assert metrics.is_socket()
         guest.qemu.asked("end at", signal.SIGTERM)
         pids = {"run": guest.run.pid, "server": guest.server_pids[0], "qemu": guest.qemu.pid}
         os.kill(pids[victim], signal.SIGKILL)
         guest.ended()
         assert not control.exists()
+        assert not metrics.exists()
 
 
 def test_a_server_outlives_run_for_as_long_as_qemu_needs_it(launcher: Launcher) -> None:
@@ -205,8 +254,9 @@ def test_a_signal_before_qemu_starts_ends_all_that_has_started(launcher: Launche
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--gpu", "nothing"], "vgpud: unknown device 'nothing'; there are: virtio-gpu"),
-        (["--gpu", "virtio-gpu,width=wide"], "vgpud: virtio-gpu: width=wide:"),
+        (["--gpu", "nothing"], "vgpud: --gpu nothing: unknown device 'nothing'; there are: virtio-gpu"),
+        (["--gpu", "virtio-gpu,width=wide"], "vgpud: --gpu virtio-gpu,width=wide: virtio-gpu: width="),
+        (["--metrics", "nowhere"], "vgpud: --metrics nowhere: no address"),
         (["--control", "/no/such/folder/control"], "vgpud: /no/such/folder/control: "),
         (["--log", "/no/such/folder/log"], "vgpud: /no/such/folder/log: No such file"),
     ],
@@ -223,11 +273,11 @@ def test_a_server_that_does_not_start_says_why_and_qemu_is_not_started(
 
 def test_a_server_that_does_not_start_says_why_also_where_it_has_a_log(launcher: Launcher) -> None:
     log = launcher.folder / "log"
-    run = launcher.start("--gpu", "nothing", "--log", str(log))
+    run = launcher.start("--metrics", "nowhere", "--log", str(log))
     _, said = run.communicate(timeout=SECONDS)
-    assert said.startswith("vgpud: the server of vgpud0 did not start: unknown device 'nothing'")
+    assert said.startswith("vgpud: the server of vgpud0 did not start: --metrics nowhere: no address")
     assert said.count("\n") == 1
-    assert "unknown device" in log.read_text()
+    assert "no address" in log.read_text()
 
 
 def test_each_server_writes_files_of_its_own(launcher: Launcher) -> None:
