@@ -27,7 +27,7 @@ from server.trace.replay.intervals import RecordedSession
 from server.trace.replay.replay import host, replay
 from tests.guest.support import GuestParts
 from tests.guest.test_bochs_display import DEVICE, show_test_pattern
-from tests.guest.test_hotplug import ADDRESS, NOTHING_THERE, SECONDS, vgpud
+from tests.guest.test_hotplug import ADDRESS, NOTHING_THERE, SECONDS, reaped, vgpud
 from tests.guest.test_run import RUN, SpelledMachine, program
 from tests.guest.test_virtual_gpu import SMPTE_TOP, top_bars
 from tests.guest.virtual_gpu import PICTURE_SECONDS
@@ -123,3 +123,4 @@ async def has_no_room(guest: Guest, path: Path) -> None:
         assert "pref32-reserve=32768K,mem-reserve=4M" in warning
         await guest.wait_for("BAR 0 [mem size 0x01000000 pref]: can't assign; no space", SECONDS, since)
         await detach(qmp, attachment.id, SECONDS)
+    assert reaped(attachment) in (0, 120)  # 120: nobody read its last words
