@@ -41,7 +41,9 @@ MAX_EVENTS = 64 << 10
 """Bytes of events that are gathered into one packet."""
 BATCH_TIME = 1_000_000
 """Nanoseconds in which they are gathered: all have the time of the first, and a packet for each would be dear."""
-INTERRUPT_TIME = 100_000
+UNTIMED = 512
+"""Bytes of events between two looks at the clock, each of which takes as long as recording an event."""
+INTERRUPT_TIME = 500_000
 """Nanoseconds by which an interrupt may be older than its time says."""
 MAX_KNOWN = 1 << 17
 """Contents that are remembered, so that they are not stored again."""
@@ -84,8 +86,9 @@ class Recorder:
         self._began = 0
         """When the first message came."""
         self._batch_began = 0
-        self._batch_until = 0
-        """The times of the events that are gathered."""
+        """The time of the events that are gathered."""
+        self._timed = 0
+        """How many bytes of events there may be until it is time to look at the clock."""
         self._changes = bytearray()
         """What a look at mappable areas has found so far."""
         self._known: dict[bytes, int] = {}
@@ -133,8 +136,7 @@ class Recorder:
         """The device read ``data`` from guest memory."""
         size = len(data)
         events = self._events
-        in_batch = 0 < len(events) <= MAX_EVENTS and self._batch_began <= _now() <= self._batch_until
-        if size > SHORT or not in_batch:
+        if size > SHORT or not 0 < len(events) <= self._timed:
             self._access(_READ, address, data)
             return
         events += _pack_event(_READ, 0, 0, size, address)  # the short way, since there are many of these
@@ -144,8 +146,7 @@ class Recorder:
         """The device wrote ``data`` to guest memory."""
         size = len(data)
         events = self._events
-        in_batch = 0 < len(events) <= MAX_EVENTS and self._batch_began <= _now() <= self._batch_until
-        if size > SHORT or not in_batch:
+        if size > SHORT or not 0 < len(events) <= self._timed:
             self._access(_WRITE, address, data)
             return
         events += _pack_event(_WRITE, 0, 0, size, address)  # as for read()
@@ -237,8 +238,8 @@ class Recorder:
             self._pack_events()
         if not self._events:
             self._batch_began = now
-            self._batch_until = now + BATCH_TIME
         self._events += event
+        self._timed = min(len(self._events) + UNTIMED, MAX_EVENTS)
 
     def _pack_events(self) -> None:
         self._ring.append(packet(RECORDS, self._batch_began, trace.pack_events(self._events)))

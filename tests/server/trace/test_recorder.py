@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from protocol import HEADER, HEADER_SIZE
 from protocol.pcapng import Direction, Packet, Parser
-from protocol.trace import MAX_CONTENT, Interrupt, Malformed, RecordKind, SessionInfo
+from protocol.trace import EVENT, MAX_CONTENT, Interrupt, Malformed, RecordKind, SessionInfo
 from server.trace import recorder as recorder_module
 from server.trace.fd_facts import FdFacts, MessageFacts
 from server.trace.reader import (
@@ -27,7 +27,7 @@ from server.trace.reader import (
     TracedSession,
     TraceReader,
 )
-from server.trace.recorder import BATCH_TIME, INTERRUPT_TIME, MAX_EVENTS, SHORT, Recorder
+from server.trace.recorder import BATCH_TIME, INTERRUPT_TIME, MAX_EVENTS, SHORT, UNTIMED, Recorder
 from server.trace.ring import TraceRing
 
 INFO = SessionInfo("tests", "a device", "native", memory=True, interrupts=True)
@@ -209,8 +209,31 @@ def test_events_have_the_time_at_which_they_happened(file: Path, monkeypatch: py
 
     assert len(told) == len(happened)
     for (time, event), at in zip(told, happened, strict=True):
-        assert 0 <= at - time <= (INTERRUPT_TIME if isinstance(event, Interrupt) else BATCH_TIME)
+        if isinstance(event, Interrupt):
+            assert 0 <= at - time <= INTERRUPT_TIME
+        elif event.length > SHORT:
+            assert 0 <= at - time <= BATCH_TIME
     assert len(batches) < len(happened)
+
+
+def test_short_accesses_alone_have_a_time_that_is_not_long_ago(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pause, clock = 100_000, 10**18
+    monkeypatch.setattr(recorder_module, "_now", lambda: clock)
+    with recording(file) as (recorder, _):
+        for number in range(1000):
+            clock += pause
+            if number % 2:
+                recorder.read(number, b"12")
+            else:
+                recorder.wrote(number, b"12")
+    with TraceReader(file) as reader:
+        told = [(one.time, event) for one in reader if isinstance(one, TracedEvents) for event in one.events]
+    at_once = UNTIMED // EVENT.size
+    for number, (time, _) in enumerate(told, 1):
+        assert 0 <= 10**18 + number * pause - time <= BATCH_TIME + at_once * pause
+    assert len(told) == 1000
 
 
 def test_events_that_follow_at_once_are_one_packet(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
