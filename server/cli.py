@@ -30,14 +30,13 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    import trio  # noqa: PLC0415
-
     from server.control_client import status  # noqa: PLC0415
     from server.control_protocol import ControlError  # noqa: PLC0415
+    from server.run_async import run_async  # noqa: PLC0415
     from server.status_text import status_lines  # noqa: PLC0415
 
     try:
-        answer = trio.run(status, control_socket(arguments))
+        answer = run_async(status, control_socket(arguments))
     except (ControlError, InstanceError) as error:
         return fail(error)
     text = json.dumps(answer, indent=2) if arguments.json else "\n".join(status_lines(answer))
@@ -46,13 +45,12 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _screenshot(arguments: argparse.Namespace) -> int:
-    import trio  # noqa: PLC0415
-
     from server.control_client import screenshot  # noqa: PLC0415
     from server.control_protocol import ControlError  # noqa: PLC0415
+    from server.run_async import run_async  # noqa: PLC0415
 
     try:
-        frame = trio.run(screenshot, control_socket(arguments), arguments.file, arguments.scanout)
+        frame = run_async(screenshot, control_socket(arguments), arguments.file, arguments.scanout)
     except (ControlError, InstanceError) as error:
         return fail(error)
     sys.stdout.write(f"{arguments.file}: {frame.buffer.width}x{frame.buffer.height}\n")

@@ -31,6 +31,7 @@ from server.metrics.serving import MetricsServer, metrics_server
 from server.native.serve import ConnectionOptions
 from server.native.transport import TransportUnavailable
 from server.notify import notify_ready
+from server.run_async import run_async
 from server.socket_path import SocketPathError, adopt_listener, listen_at
 from server.trace.recording import Recording
 from server.trace.ring import DEFAULT_LIMIT, TraceRing, parse_limit
@@ -74,7 +75,7 @@ def run_serve(arguments: argparse.Namespace, companion: Companion | None = None)
             engine.timings = None if control is None else WorkTimings()
             metrics = stack.enter_context(metrics_server(arguments.metrics, engine, options))
             _begin(recording)
-            trio.run(
+            run_async(
                 _main, listener, control, metrics, engine, options, transport.reason, arguments, companion
             )
     except (SocketPathError, DmaDomainUnavailable, TraceUnavailable, MetricsUnavailable) as error:

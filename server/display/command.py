@@ -6,12 +6,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import trio
-
 from devices.display import ScanoutInfo
 from server.control_client import display
 from server.control_protocol import ControlError
 from server.display.protocol import DisplayChange, describe
+from server.run_async import run_async
 
 
 def run_display(
@@ -32,7 +31,7 @@ def run_display(
             f"say which screen with --scanout N; 'vgpud display --control {control}' lists them"
         )
     change = DisplayChange(scanout, size, connected) if changes and scanout is not None else None
-    scanouts = trio.run(display, control, change)
+    scanouts = run_async(display, control, change)
     if scanout is not None:
         scanouts = [_find(scanouts, scanout)]
     if as_json:

@@ -33,6 +33,7 @@ from server.guest.progress import Report, to_stderr
 from server.guest.qemu import Qemu, find_qemu
 from server.guest.run import Guest, launched
 from server.guest.screen import has_colour_bars, is_drawn_on, settled
+from server.run_async import run_async
 from server.screenshot import save_png
 
 _SERVER_SECONDS = 10.0
@@ -84,7 +85,7 @@ def demo_command(output: Path) -> int:
     # What is to be cleaned up at Ctrl-C is to be cleaned up at SIGTERM as well.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        result = trio.run(run_demo, find_parts(to_stderr), output, to_stderr)
+        result = run_async(run_demo, find_parts(to_stderr), output, to_stderr)
     except (GuestError, ControlError, OSError) as error:
         for line in getattr(error, "log", ()):
             sys.stderr.write(f"  | {line}\n")

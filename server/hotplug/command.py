@@ -17,6 +17,7 @@ from server.hotplug.detach import detach
 from server.hotplug.errors import HotplugError
 from server.hotplug.qmp import connected
 from server.hotplug.server_process import ServerOptions
+from server.run_async import run_async
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -43,7 +44,7 @@ def run_attach(arguments: argparse.Namespace) -> int:
             done = await attach(qmp, wish, _warn)
         return json.dumps(asdict(done)) if arguments.json else _sentence(done)
 
-    return trio.run(_run, work)
+    return run_async(_run, work)
 
 
 def run_detach(arguments: argparse.Namespace) -> int:
@@ -54,7 +55,7 @@ def run_detach(arguments: argparse.Namespace) -> int:
             device = await detach(qmp, arguments.id, arguments.timeout, force=arguments.force)
         return json.dumps({"id": device}) if arguments.json else f"{device}: unplugged"
 
-    return trio.run(_run, work)
+    return run_async(_run, work)
 
 
 def _warn(line: str) -> None:

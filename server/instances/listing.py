@@ -9,8 +9,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import trio
-
 from server.exit_status import fail
 from server.instances.capacity import available_instances, memory_available
 from server.instances.commands import places_of
@@ -20,6 +18,7 @@ from server.instances.places import Places, choose_definitions
 from server.instances.state import Look, State, look, started
 from server.instances.store import Store
 from server.instances.types import TYPES, InstanceType
+from server.run_async import run_async
 
 _CLIENT = {True: "client attached", False: "no client", None: "client unknown"}
 _HEADER = ("UUID", "TYPE", "STATE", "PID", "CLIENT", "SOCKET")
@@ -71,7 +70,7 @@ def run_list(arguments: argparse.Namespace) -> int:
     definitions, worst = _definitions(store)
     defined = store.uuids()
     wanted = defined if arguments.defined else sorted({*defined, *started(places)})
-    looks = trio.run(look, places, wanted)
+    looks = run_async(look, places, wanted)
     if not arguments.defined:
         looks = [seen for seen in looks if seen.state is not State.STOPPED]
     by_uuid = {definition.uuid: definition for definition in definitions}

@@ -16,6 +16,7 @@ from server.instances.errors import InstanceError
 from server.instances.identity import canonical_uuid
 from server.instances.pid_file import holder
 from server.instances.places import Places
+from server.run_async import run_async
 
 ANSWER_SECONDS = 2.0
 """How long a server has to say whether a client is attached. All are asked at the same time."""
@@ -70,7 +71,7 @@ async def look(places: Places, uuids: Sequence[UUID]) -> list[Look]:
 
 def look_at(places: Places, uuid: UUID) -> Look:
     """What one instance is doing."""
-    (seen,) = trio.run(look, places, [uuid])
+    (seen,) = run_async(look, places, [uuid])
     return seen
 
 

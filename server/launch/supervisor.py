@@ -17,6 +17,7 @@ from server.launch.process import Process, end_with_parent, start
 from server.launch.qemu_options import QemuCommand
 from server.launch.server_process import CLIENT_LEFT, Gpu, ServerFailedError, ServerProcess, started_server
 from server.launch.signals import SignalReader
+from server.run_async import run_async
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ class Supervisor:
 def supervise(launch: Launch, signals: SignalReader) -> int:
     """Run a guest to its end; returns the exit status. Raises LaunchError."""
     try:
-        return trio.run(Supervisor(launch, signals).run)
+        return run_async(Supervisor(launch, signals).run)
     except ServerFailedError as error:
         if str(error):
             raise LaunchError(error) from error

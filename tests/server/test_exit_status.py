@@ -18,6 +18,7 @@ import trio
 
 from server.__main__ import main
 from server.exit_status import exit_status_of
+from server.run_async import run_async
 from tests.server.test_command_line import SECONDS, VGPUD
 
 ROOT = Path(__file__).parents[2]
@@ -159,6 +160,20 @@ def test_ctrl_c_ends_a_command_that_waits_for_a_server(tmp_path: Path) -> None:
                 process.send_signal(signal.SIGINT)
                 _, said = process.communicate(timeout=SECONDS)
     assert (process.returncode, said) == (INTERRUPTED, "vgpud: interrupted\n")
+
+
+def test_ctrl_c_reaches_a_command_where_it_waits_and_nowhere_else() -> None:
+    reached: list[str] = []
+
+    async def command() -> int:
+        begun = trio.sleep_forever()  # noqa: ASYNC105 - that is what is tried
+        signal.raise_signal(signal.SIGINT)
+        reached.append("the await of what was begun")
+        await begun
+        return 0
+
+    assert exit_status_of(lambda: run_async(command)) == INTERRUPTED
+    assert reached == ["the await of what was begun"]
 
 
 def test_ctrl_c_while_the_program_is_still_loading_ends_it_without_a_word() -> None:

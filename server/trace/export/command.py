@@ -9,10 +9,9 @@ from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import TextIO
 
-import trio
-
 from protocol.trace import TraceError
 from server import log as logging
+from server.run_async import run_async
 from server.trace.export.frames import FrameSink, export_frames
 from server.trace.export.json_lines import export_json
 from server.trace.export.pictures import Animation, Folder
@@ -45,7 +44,7 @@ def _export_pictures(arguments: argparse.Namespace, reader: TraceReader) -> int:
         Folder(arguments.frames) if arguments.frames is not None else Animation(arguments.animation)
     )
     with closing(sink):
-        report = trio.run(export_frames, reader, arguments.session, arguments.scanout, sink)
+        report = run_async(export_frames, reader, arguments.session, arguments.scanout, sink)
         count = sink.finish()
     if count == 0:
         raise TraceError(f"{reader.path}: the guest showed nothing on scanout {arguments.scanout}")

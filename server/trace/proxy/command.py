@@ -15,6 +15,7 @@ import trio
 from server import log as logging
 from server.exit_status import fail
 from server.notify import notify_ready
+from server.run_async import run_async
 from server.socket_path import SUN_PATH_MAX, SocketPathError, listen_at
 from server.trace.proxy.proxy import serve_proxy
 from server.trace.ring import TraceRing, parse_limit
@@ -42,7 +43,7 @@ def run_record(arguments: argparse.Namespace) -> int:
             ring = TraceRing(arguments.file, limit)
             stack.callback(ring.close)
             _permit_many_fds()
-            trio.run(_main, listener, ring, arguments)
+            run_async(_main, listener, ring, arguments)
     except SocketPathError as error:
         return fail(error)
     return 0

@@ -7,14 +7,13 @@ import functools
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 
-import trio
-
 from devices.models import MODELS
 from devices.registry import OptionError, create_device
 from protocol.trace import TraceError
 from server import log as logging
 from server.exit_status import EXIT_FAILURE, fail
 from server.native.transport import TransportUnavailable
+from server.run_async import run_async
 from server.trace.reader import TraceReader
 from server.trace.replay.comparison import Comparison, Mask
 from server.trace.replay.intervals import RecordedSession, recorded_sessions
@@ -105,7 +104,7 @@ def _replay_sessions(reader: TraceReader, arguments: argparse.Namespace, servers
             _write([f"session {number}:"])
         report = Report()
         try:
-            trio.run(functools.partial(how, session, servers.of(session), report=report))
+            run_async(functools.partial(how, session, servers.of(session), report=report))
         except TraceError:
             if report.sent:
                 report.stop(CANNOT_BE_READ)
@@ -124,7 +123,7 @@ def _replay_sessions(reader: TraceReader, arguments: argparse.Namespace, servers
 
 def _bring_about(session: RecordedSession, server: Path | Hosted, how: How) -> None:
     """Have the device be as ``session`` left it. Raises TraceError."""
-    report: Report = trio.run(how, session, server)
+    report: Report = run_async(how, session, server)
     if not report.same:
         _write(
             [
