@@ -24,9 +24,9 @@ from devices.bochs_display.pixels import layout_of, to_bgrx
 from devices.bochs_display.video_memory import VideoMemory
 from devices.contract import MmapArea, RegionPart, SharedMemory
 from devices.display import Display, Frame, NothingOnScanout, PixelBuffer, ScanoutInfo
+from devices.edid.edid import edid
 from devices.pci.function import Bar, PciFunction
 from devices.pci.registers import Register, RegisterBlock, Window
-from devices.virtio_gpu.edid import edid
 from devices.work import pause
 
 BYTES_BETWEEN_PAUSES = 1 << 20

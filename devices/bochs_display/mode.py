@@ -15,8 +15,8 @@ from devices.bochs_display.constants import (
 )
 from devices.pci.registers import Register, RegisterBlock
 
-BYTES_PER_PIXEL = {15: 2, 16: 2, 24: 3, 32: 4}
-"""By bits per pixel. 8 bits are indexes in a palette, which VGA has and this device does not."""
+BYTES_BY_BPP = {15: 2, 16: 2, 24: 3, 32: 4}
+"""Bytes of a pixel by bits per pixel. 8 bits are indexes in a palette, which VGA has and this device does not."""
 
 _READ_ONLY = (DispiIndex.ID, DispiIndex.VIDEO_MEMORY_64K)
 _CAPABILITIES = {DispiIndex.XRES: MAX_XRES, DispiIndex.YRES: MAX_YRES, DispiIndex.BPP: MAX_BPP}
@@ -35,7 +35,7 @@ class Mode:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row's pixels."""
-        return self.width * BYTES_PER_PIXEL[self.bpp]
+        return self.width * BYTES_BY_BPP[self.bpp]
 
     @property
     def end(self) -> int:
@@ -65,12 +65,12 @@ class DispiRegisters:
         """The mode, None where there is none, or where it would show more than the framebuffer has."""
         value = self._values
         width, height, bpp = (value[index] for index in (DispiIndex.XRES, DispiIndex.YRES, DispiIndex.BPP))
-        if not value[DispiIndex.ENABLE] & Enable.ENABLED or bpp not in BYTES_PER_PIXEL:
+        if not value[DispiIndex.ENABLE] & Enable.ENABLED or bpp not in BYTES_BY_BPP:
             return None
         if not (0 < width <= MAX_XRES and 0 < height <= MAX_YRES):
             return None
-        stride = max(value[DispiIndex.VIRT_WIDTH], width) * BYTES_PER_PIXEL[bpp]
-        offset = value[DispiIndex.Y_OFFSET] * stride + value[DispiIndex.X_OFFSET] * BYTES_PER_PIXEL[bpp]
+        stride = max(value[DispiIndex.VIRT_WIDTH], width) * BYTES_BY_BPP[bpp]
+        offset = value[DispiIndex.Y_OFFSET] * stride + value[DispiIndex.X_OFFSET] * BYTES_BY_BPP[bpp]
         mode = Mode(width, height, bpp, stride, offset)
         return mode if mode.end <= self._vgamem else None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from devices.bochs_display.constants import MAX_XRES, MAX_YRES
 
 BYTES_PER_PIXEL = 4
+"""Of the mode that the screen prefers, and of what a screenshot has."""
 MIN_SIDE = 64
 """Pixels; Linux takes no narrower and no lower mode from an EDID."""
 MIN_VGAMEM = 4 << 20

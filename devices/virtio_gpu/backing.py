@@ -91,24 +91,22 @@ class Backing:
             for index in range(rows):
                 start = index * target_pitch
                 await self._read_into(offset + index * pitch, target[start : start + row])
-            return
-        views = look.views
-        if place is not None and look.version is not None:
-            before, copy = self._copied, (place, offset, pitch, row, rows)
-            self._copied = (copy, look.version)
-            if before == self._copied:
-                return
-            if rows == 1 and len(views) == 1 and before == (copy, look.version - 1):
-                for start, length in look.changes:
-                    target[start : start + length] = views[0][start : start + length]
-                return
-        if rows == 1 and len(views) == 1:
-            target[:row] = views[0]
-            return
-        copy_run = _copier(views)
-        for index in range(rows):
-            start = index * target_pitch
-            copy_run(index * pitch, target[start : start + row])
+        elif place is None or not self._copy_changes(look, (place, offset, pitch, row, rows), target):
+            _copy_rows(look.views, pitch, target, target_pitch, row, rows)
+
+    def _copy_changes(self, look: Look, copy: tuple[int, ...], target: memoryview) -> bool:
+        """Bring ``target`` up to date where the last copy was the same; False where all has to be copied."""
+        if look.version is None:
+            return False
+        before, self._copied = self._copied, (copy, look.version)
+        if before == self._copied:
+            return True
+        rows = copy[-1]
+        if rows != 1 or len(look.views) != 1 or before != (copy, look.version - 1):
+            return False
+        for start, length in look.changes:
+            target[start : start + length] = look.views[0][start : start + length]
+        return True
 
     def _pin(self) -> PinnedPages | None:
         if not self._shared:
@@ -137,6 +135,18 @@ class Backing:
             target[done : done + len(piece)] = piece
             done += len(piece)
             index += 1
+
+
+def _copy_rows(
+    views: Sequence[memoryview], pitch: int, target: memoryview, target_pitch: int, row: int, rows: int
+) -> None:
+    if rows == 1 and len(views) == 1:
+        target[:row] = views[0]
+        return
+    copy_run = _copier(views)
+    for index in range(rows):
+        start = index * target_pitch
+        copy_run(index * pitch, target[start : start + row])
 
 
 def _copier(views: Sequence[memoryview]) -> Callable[[int, memoryview], None]:

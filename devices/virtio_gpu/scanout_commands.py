@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from devices.edid.edid import edid
 from devices.virtio.device import DescriptorChain
 from devices.virtio_gpu.control import Reply, Table, entry
-from devices.virtio_gpu.edid import edid
 from devices.virtio_gpu.errors import CommandError
 from devices.virtio_gpu.formats import BYTES_PER_PIXEL, LAYOUTS
 from devices.virtio_gpu.options import MAX_SIDE

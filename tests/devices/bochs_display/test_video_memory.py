@@ -10,7 +10,7 @@ import pytest
 from devices.bochs_display import BochsDisplay
 from devices.bochs_display.video_memory import VideoMemory
 from tests.devices.bochs_display.driver import VRAM, Driver
-from tests.server.running import open_fds
+from tests.fds import open_fds
 
 SIZE = 4 << 20
 

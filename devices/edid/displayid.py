@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import gcd
 from struct import Struct
 
-from devices.virtio_gpu.timings import Timing
+from devices.edid.timings import Timing
 
 EXTENSION_TAG = 0x70
 VERSION_1_3 = 0x13

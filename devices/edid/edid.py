@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from struct import Struct
 
-from devices.virtio_gpu.displayid import Product, displayid_block
-from devices.virtio_gpu.timings import Timing, reduced_blanking
+from devices.edid.displayid import Product, displayid_block
+from devices.edid.timings import Timing, reduced_blanking
 
 BLOCK_SIZE = 128
 REFRESH_HZ = 75

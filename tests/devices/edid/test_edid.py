@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devices.virtio_gpu.edid import edid
+from devices.edid.edid import edid
 
 SIDES = st.integers(64, 16384)
 

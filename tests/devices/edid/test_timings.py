@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devices.virtio_gpu.timings import reduced_blanking
+from devices.edid.timings import reduced_blanking
 
 # From `edid-decode --cvt w=,h=,fps=,rb=2`: width, height, refresh, pixel clock in kHz, vertical front porch.
 KNOWN = [
