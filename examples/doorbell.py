@@ -51,6 +51,12 @@ class Doorbell(PciFunction):
         self._count = self._source = self._target = self._length = 0
         self._status = Status.IDLE
 
+    def function_disconnect(self) -> None:
+        """Give up a copy that is under way, or was to begin: it was for the client that leaves."""
+        self._generation += 1
+        if self._status is Status.BUSY:
+            self._status = Status.FAILED
+
     def _ring(self, _value: int) -> None:
         self._count = (self._count + 1) & 0xFFFFFFFF
         self.raise_msix(RUNG)

@@ -129,6 +129,10 @@ _PACKET = Struct("<IIIII")
 _PACKET_START = Struct("<IIIIIII")
 _FLAGS = {direction: Struct("<HHI").pack(Option.PACKET_FLAGS, 4, direction) for direction in Direction}
 _END = _OPTION.pack(Option.END, 0)
+_DIRECTION_ALONE = {direction: flags + _END if direction else b"" for direction, flags in _FLAGS.items()}
+"""The options of a packet without a comment."""
+_PACKET_TYPE = int(BlockType.PACKET)
+_PACKET_OVERHEAD = _PACKET_START.size + _U32.size
 _OPTIONS_AT: Final[dict[int, int]] = {
     BlockType.SECTION: _PREAMBLE.size + _SECTION.size,
     BlockType.INTERFACE: _PREAMBLE.size + _INTERFACE.size,
@@ -160,15 +164,14 @@ def packet(
 ) -> bytes:
     """A packet on interface ``number``; ``timestamp`` in ns since 1970."""
     size = len(data)
-    options = _FLAGS[direction] if direction else b""
+    options = _DIRECTION_ALONE[direction]
     if comment:
-        options += _option(Option.COMMENT, comment.encode())
-    if options:
-        options += _END
+        flags = _FLAGS[direction] if direction else b""
+        options = flags + _option(Option.COMMENT, comment.encode()) + _END
     padding = _PADDING[size & 3]
-    total = _PACKET_START.size + size + len(padding) + len(options) + _U32.size
+    total = _PACKET_OVERHEAD + size + len(padding) + len(options)
     start = _PACKET_START.pack(
-        BlockType.PACKET, total, number, timestamp >> 32, timestamp & 0xFFFFFFFF, size, size
+        _PACKET_TYPE, total, number, timestamp >> 32, timestamp & 0xFFFFFFFF, size, size
     )
     return b"".join((start, data, padding, options, _U32.pack(total)))
 

@@ -234,6 +234,10 @@ class Malformed:
         return cls(rest[:length].decode(errors="replace"), rest[length:])
 
 
+_CONTENT_KIND = _KIND.pack(RecordKind.CONTENT)
+_EVENTS_KIND = _KIND.pack(RecordKind.EVENTS)
+
+
 def digest(data: Buffer) -> bytes:
     """What a content is found by."""
     return blake2b(data, digest_size=HASH_SIZE).digest()
@@ -241,12 +245,12 @@ def digest(data: Buffer) -> bytes:
 
 def pack_content(key: bytes, data: Buffer) -> bytes:
     """The payload of a packet that stores ``data``, whose digest is ``key``."""
-    return _KIND.pack(RecordKind.CONTENT) + _CONTENT.pack(key, len(data)) + zlib.compress(data, 1)
+    return b"".join((_CONTENT_KIND, _CONTENT.pack(key, len(data)), zlib.compress(data, 1)))
 
 
 def pack_events(events: Buffer) -> bytes:
     """The payload of a packet with events that :data:`EVENT` and so on have packed."""
-    return _KIND.pack(RecordKind.EVENTS) + events
+    return _EVENTS_KIND + events
 
 
 def pack_look(changes: Buffer, *, whole: bool) -> bytes:

@@ -19,6 +19,8 @@ from server.launch.command_line import add_run
 from server.libvirt.command_line import add_libvirt_xml
 from server.log import FORMATS, LEVELS
 from server.trace.command_line import add_trace
+from server.trace.ring import DEFAULT_LIMIT
+from server.transport_names import AUTO, CHOICES
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -101,8 +103,8 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--transport",
-        choices=("auto", "native", "libvfio-user"),
-        default="auto",
+        choices=CHOICES,
+        default=AUTO,
         help="what speaks vfio-user: this project's own engine, which auto chooses, or libvfio-user "
         "(default: %(default)s)",
     )
@@ -110,6 +112,14 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--once", action="store_true", help="end when the first client has left; else serve one after another"
     )
     _add_dma_options(parser.add_argument_group("guest memory"))
+    _add_watching_options(parser)
+    parser.add_argument(
+        "--print-capabilities", action="store_true", help="print what the device can do as JSON, and exit"
+    )
+    parser.set_defaults(handler=_serve)
+
+
+def _add_watching_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--control", type=Path, metavar="PATH", help="socket for status and screens")
     parser.add_argument(
         "--metrics",
@@ -121,15 +131,11 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--trace-limit",
         metavar="SIZE",
-        default="1G",
+        default=DEFAULT_LIMIT,
         help="bytes of the trace at most, in a ring of FILE, FILE.1, FILE.2, FILE.3; or none (default: %(default)s)",
     )
     parser.add_argument("--log-format", choices=FORMATS, default="console", help="default: %(default)s")
     parser.add_argument("--log-level", choices=LEVELS, default="info", help="default: %(default)s")
-    parser.add_argument(
-        "--print-capabilities", action="store_true", help="print what the device can do as JSON, and exit"
-    )
-    parser.set_defaults(handler=_serve)
 
 
 def _add_dma_options(group: argparse._ArgumentGroup) -> None:
@@ -166,6 +172,20 @@ def _add_dma_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "demo", help="boot a stock Linux guest on the virtual GPU and save its screen"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("vgpud-demo.png"),
+        metavar="FILE.png",
+        help="where the pattern goes, with the console beside it (default: %(default)s)",
+    )
+    parser.set_defaults(handler=_demo)
+
+
 class _Parser(argparse.ArgumentParser):
     """Refuses an option that it does not know with the usage of the command at hand, and not that of all commands."""
 
@@ -188,10 +208,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vgpud {version('vgpud')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands)
-
-    demo = commands.add_parser("demo", help="boot a stock Linux guest on the virtual GPU and save its screen")
-    demo.add_argument("--output", type=Path, default=Path("vgpud-demo.png"), metavar="FILE.png")
-    demo.set_defaults(handler=_demo)
+    _add_demo(commands)
 
     screenshot = commands.add_parser("screenshot", help="save what is on a screen of a running server")
     add_control(screenshot)

@@ -11,11 +11,13 @@ import structlog
 import trio
 
 from devices.display import NothingOnScanout
+from server.accepting import accept_stream
+from server.control_places import Places
 from server.control_protocol import MAX_LINE, ControlError, decode_line, encode_frame, encode_line
 from server.display.control import serve_display
 from server.engine import Engine
+from server.log import RepeatLimit
 
-MAX_CLIENTS = 16
 IDLE_SECONDS = 30
 """A client that says nothing for this long is dropped."""
 
@@ -50,33 +52,33 @@ COMMANDS: dict[str, Command] = {"status": _status, "screenshot": _screenshot, "d
 async def serve_control(listener: socket.socket, engine: Engine) -> None:
     """Answer clients of the control socket until cancelled."""
     listener.setblocking(False)
+    accepting = trio.socket.from_stdlib_socket(listener)
+    places = Places()
+    log = RepeatLimit(structlog.get_logger())
     async with trio.open_nursery() as nursery:
-        clients = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
-        limit = trio.CapacityLimiter(MAX_CLIENTS)
         while True:
-            stream = await _accept(clients)
-            nursery.start_soon(_serve_client, stream, engine, limit)
+            place = await places.take(accepting)
+            stream = await accept_stream(accepting, log, socket="control")
+            places.keep(place)
+            nursery.start_soon(_serve_client, stream, engine, places, place)
 
 
-async def _accept(clients: trio.SocketListener) -> trio.SocketStream:
-    while True:
-        try:
-            return await clients.accept()
-        except OSError as error:
-            structlog.get_logger().warning("accept_failed", socket="control", reason=str(error))
-            await trio.sleep(0.1)
-
-
-async def _serve_client(stream: trio.SocketStream, engine: Engine, limit: trio.CapacityLimiter) -> None:
-    async with limit, stream:
-        pending = bytearray()
-        try:
-            while True:
-                with trio.fail_after(IDLE_SECONDS):
-                    if not await _serve_line(stream, pending, engine):
-                        return
-        except (trio.BrokenResourceError, trio.TooSlowError):
-            return
+async def _serve_client(
+    stream: trio.SocketStream, engine: Engine, places: Places, place: trio.CancelScope
+) -> None:
+    pending = bytearray()
+    try:
+        with place:
+            async with stream:
+                while True:
+                    places.keep(place)
+                    with trio.fail_after(IDLE_SECONDS):
+                        if not await _serve_line(stream, pending, engine):
+                            return
+    except (trio.BrokenResourceError, trio.TooSlowError):
+        return
+    finally:
+        places.leave(place)
 
 
 async def _serve_line(stream: trio.SocketStream, pending: bytearray, engine: Engine) -> bool:

@@ -14,9 +14,9 @@ from devices.contract import Device
 from devices.display import Display, Frame
 from devices.work import run_to_completion
 from server.control_protocol import ControlError
-from server.metrics.durations import WorkTimings
-from server.metrics.session_totals import session_totals
+from server.durations import WorkTimings
 from server.session import Session
+from server.session_totals import session_totals
 from server.trace.ring import TraceRing
 
 ATTACH_SECONDS = 4.0
@@ -94,12 +94,14 @@ class Engine:
             done.set()
 
         self._captures.add(done)
+        work = capture()
         try:
-            session.defer(capture())
+            session.defer(work)
             session.wake()
             await done.wait()
         finally:
             self._captures.discard(done)
+            session.withdraw(work)  # while the device waits for its client, people ask again and again
         if not outcome:
             raise ControlError("the client went away")
         if isinstance(outcome[0], Exception):

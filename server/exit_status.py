@@ -103,5 +103,6 @@ def _open_standard_streams() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:  # always the lowest number that is free
         os.set_inheritable(fd, True)
     os.close(fd)
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - an fd, for the whole process
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 - an fd, for the whole process
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115

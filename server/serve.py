@@ -22,10 +22,10 @@ from server.control import serve_control
 from server.dma.domains.registry import DOMAINS, DomainOptions, open_domain
 from server.dma.errors import DmaDomainUnavailable
 from server.dma.limits import pin_limits
+from server.durations import WorkTimings
 from server.engine import Engine
 from server.exit_status import fail
 from server.listener import serve_clients
-from server.metrics.durations import WorkTimings
 from server.metrics.listen import MetricsUnavailable
 from server.metrics.serving import MetricsServer, metrics_server
 from server.native.serve import ConnectionOptions
@@ -33,11 +33,10 @@ from server.native.transport import TransportUnavailable
 from server.notify import notify_ready
 from server.run_async import run_async
 from server.socket_path import SocketPathError, adopt_listener, listen_at
+from server.stop_signals import stop_signals
 from server.trace.recording import Recording
 from server.trace.ring import DEFAULT_LIMIT, TraceRing, parse_limit
 from server.transports import choose_transport
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 Companion = Callable[[Engine, trio.CancelScope], Awaitable[None]]
 """Runs while the device is served; cancelling the scope ends the server."""
@@ -158,7 +157,7 @@ async def _main(
 ) -> None:
     log = structlog.get_logger()
     async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+        with trio.open_signal_receiver(*stop_signals()) as signals:
             if control is not None:
                 nursery.start_soon(serve_control, control, engine)
             if metrics is not None:

@@ -121,6 +121,10 @@ class Session:
         """Queue a device's work; the transport runs it after it has answered the access at hand."""
         self.work.defer(work)
 
+    def withdraw(self, work: Work) -> None:
+        """Forget deferred work that nobody waits for any more, unless it has begun."""
+        self.work.withdraw(work)
+
     def region(self, index: int) -> Region:
         """The region ``index``; EINVAL where there is none."""
         if index >= len(self._regions):

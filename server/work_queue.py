@@ -15,9 +15,13 @@ from contextlib import suppress
 
 from devices.contract import GuestMemoryError, Log, Work
 from devices.work import Pause, ReadMessage, WriteMessage
-from server.metrics.durations import WorkTimings
+from protocol import ProtocolError
+from server.durations import WorkTimings
 
 MessageRequest = ReadMessage | WriteMessage
+
+MAX_DEFERRED = 16_384
+"""Pieces of work that may wait: more than the register accesses of one read can defer, and 8 MiB of coroutines."""
 
 
 class WorkQueue:
@@ -33,6 +37,8 @@ class WorkQueue:
         self._error: GuestMemoryError | None = None
         self._waiting = False
         self._closed = False
+        self.overflowed = False
+        """Whether work was lost because too much was waiting: the session cannot go on."""
         self.timings: WorkTimings | None = None
         """Told how long runs and messages take, if anybody."""
         self._asked = 0
@@ -48,11 +54,23 @@ class WorkQueue:
         return self._waiting
 
     def defer(self, work: Work) -> None:
-        """Queue ``work``; dropped when the session is over."""
-        if self._closed:
+        """Queue ``work``; dropped when the session is over, and where :data:`MAX_DEFERRED` pieces wait already."""
+        if self._closed or len(self._queue) >= MAX_DEFERRED:
+            self.overflowed |= not self._closed
             work.close()
             return
         self._queue.append(work)
+
+    def withdraw(self, work: Work) -> None:
+        """Forget ``work`` unless it has begun."""
+        with suppress(ValueError):
+            self._queue.remove(work)
+            work.close()
+
+    def check(self) -> None:
+        """Raise ProtocolError where work was lost."""
+        if self.overflowed:
+            raise ProtocolError(errno.ENOBUFS, f"more than {MAX_DEFERRED} pieces of the device's work wait")
 
     def run(self, budget_ns: int) -> None:
         """Run until nothing is runnable, or until ``budget_ns`` have passed at a pause."""

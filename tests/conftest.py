@@ -1,12 +1,12 @@
 """What holds for all tests.
 
-Property tests take the time that they need, and in continuous integration they try the same examples every time.
+Property tests take the time that they need, and try the same examples every time: a run says what the change did.
+``--hypothesis-profile new-examples`` looks for what those do not find.
 Signals mean what they mean at a terminal, also where whoever runs the tests ignores some (nohup, background jobs).
 """
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -15,13 +15,15 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
-settings.register_profile(
-    "vgpud",
+from tests.fds import open_fds
+
+_PATIENT = settings(
     deadline=None,
-    derandomize=bool(os.environ.get("CI")),
-    suppress_health_check=[HealthCheck.too_slow],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
-settings.load_profile("vgpud")
+settings.register_profile("same-examples", _PATIENT, derandomize=True)
+settings.register_profile("new-examples", _PATIENT, max_examples=1000)
+settings.load_profile("same-examples")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,3 +46,11 @@ def _logging_as_it_was() -> Iterator[None]:
     """Commands that run in the process of the tests set up logging for themselves; the next test begins without."""
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture
+def no_fd_leaks() -> Iterator[None]:
+    """The test gives back every fd that it opens. There may be fewer: what an earlier one left to the collector."""
+    before = open_fds()
+    yield
+    assert open_fds() <= before

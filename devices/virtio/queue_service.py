@@ -40,8 +40,9 @@ class QueueOwner(Protocol):
 class QueueService:
     """One queue of a transport, stopped until :meth:`start`.
 
-    However often the driver kicks, one piece of work at most is with the host. A run that outlives a reset or
-    a disconnect, because it was waiting for a message, finds its epoch gone and touches nothing any more.
+    However often the driver kicks and resets, one run at most waits with the host for its turn, and serves the ring
+    that is there when it begins. A run that outlives a reset or a disconnect, because it was waiting for a message,
+    finds its epoch gone and touches nothing any more.
     """
 
     def __init__(self, index: int, owner: QueueOwner) -> None:
@@ -50,6 +51,8 @@ class QueueService:
         self._queue: Virtqueue | None = None
         self._epoch = 0
         self._scheduled = False
+        self._queued: object | None = None
+        """The run that has not begun."""
         self._kicked = False
         self._in_flight = False
         self.served = 0
@@ -72,6 +75,7 @@ class QueueService:
         if self._in_flight and self._queue is not None:
             self._queue.put_back()
         self._abandon()
+        self._queued = None
         self._kicked |= unfinished
 
     def kick(self) -> None:
@@ -80,7 +84,9 @@ class QueueService:
         if self._scheduled or self._queue is None or not self._owner.may_serve:
             return
         self._scheduled = True
-        self._owner.host.defer(self._run(self._queue, self._epoch))
+        if self._queued is None:
+            self._queued = run = object()
+            self._owner.host.defer(self._run(run))
 
     def resume(self) -> None:
         """Serve what a kick announced while the device could not."""
@@ -94,8 +100,12 @@ class QueueService:
         if self._queue is not None:
             self._queue.release()
 
-    async def _run(self, queue: Virtqueue, epoch: int) -> None:
-        if epoch != self._epoch:
+    async def _run(self, run: object) -> None:
+        if run is not self._queued:
+            return  # of a client that has left
+        self._queued = None
+        queue, epoch = self._queue, self._epoch
+        if queue is None or not self._scheduled:
             return
         try:
             queue.open(self._owner.host.memory)

@@ -17,7 +17,6 @@ MAX_FILES = 1024
 """Different files that one client may back its memory with; VMMs need one per memory backend."""
 
 _HUGETLBFS_MAGIC = 0x958458F6
-_FUSE_SUPER_MAGIC = 0x65735546
 _O_PATH = os.O_PATH
 _F_SEAL_FUTURE_WRITE = 0x10
 _WRITE_SEALS = fcntl.F_SEAL_WRITE | _F_SEAL_FUTURE_WRITE
@@ -182,7 +181,7 @@ def _check_length(file_size: int, offset: int, size: int) -> None:
 def _page_size(fd: int) -> int:
     """The unit that the kernel maps the file in (hugetlbfs: its st_blksize)."""
     filesystem = libc.filesystem_type(fd)
-    if filesystem == _FUSE_SUPER_MAGIC:
+    if filesystem == libc.FUSE_SUPER_MAGIC:
         # A page fault would wait, without bound, for the process that serves the file: the client, perhaps.
         raise DmaError(errno.EINVAL, "a DMA fd must not be on FUSE")
     return os.fstat(fd).st_blksize if filesystem == _HUGETLBFS_MAGIC else PAGE_SIZE

@@ -9,6 +9,8 @@ import os
 MAP_FIXED = 0x10
 MAP_NORESERVE = 0x4000
 PROT_NONE = 0
+FUSE_SUPER_MAGIC = 0x65735546
+"""What :func:`filesystem_type` says of a FUSE file system (linux/magic.h)."""
 
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _STATFS_BYTES = 256  # struct statfs is 120 bytes on 64-bit Linux

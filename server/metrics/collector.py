@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from devices.contract import Log
+from server.durations import WorkTimings
 from server.engine import Engine
 from server.metrics.device import device_families
-from server.metrics.durations import WorkTimings
 from server.metrics.families import Family, counter, gauge, histogram, labelled
 from server.metrics.process import process_families
 from server.metrics.sessions import session_families

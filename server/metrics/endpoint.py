@@ -15,6 +15,8 @@ import h11
 import trio
 
 from devices.contract import Log
+from server.accepting import accept_stream
+from server.log import RepeatLimit
 from server.metrics.exposition import choose
 from server.metrics.families import Family
 
@@ -26,7 +28,6 @@ EXCHANGE_SECONDS = 5.0
 """From the connection to the last byte of the answer."""
 PACE_SECONDS = 0.02
 """Between two connections: a client that asks for ever costs so much of a processor, and no more."""
-RETRY_SECONDS = 0.1
 
 _TEXT = "text/plain; charset=utf-8"
 Collect = Callable[[], list[Family]]
@@ -44,15 +45,16 @@ class Answer(NamedTuple):
 async def serve_metrics(listeners: Sequence[socket.socket], collect: Collect, log: Log) -> None:
     """Answer scrapers until cancelled, whatever they send."""
     limit = trio.Semaphore(MAX_CONNECTIONS)
+    log = RepeatLimit(log)
     async with trio.open_nursery() as nursery:
         for listener in listeners:
             listener.setblocking(False)
-            accepting = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+            accepting = trio.socket.from_stdlib_socket(listener)
             nursery.start_soon(_accept, accepting, nursery, limit, collect, log)
 
 
 async def _accept(
-    accepting: trio.SocketListener,
+    accepting: trio.socket.SocketType,
     nursery: trio.Nursery,
     limit: trio.Semaphore,
     collect: Collect,
@@ -60,13 +62,7 @@ async def _accept(
 ) -> None:
     while True:
         await limit.acquire()
-        try:
-            stream = await accepting.accept()
-        except OSError as error:
-            limit.release()
-            log.warning("accept_failed", socket="metrics", reason=str(error))
-            await trio.sleep(RETRY_SECONDS)
-            continue
+        stream = await accept_stream(accepting, log, socket="metrics")
         nursery.start_soon(_serve, stream, limit, collect, log)
         await trio.sleep(PACE_SECONDS)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
-from server.metrics.durations import NS, Durations
+from server.durations import NS, Durations
 
 Labels = Mapping[str, str]
 NO_LABELS: Labels = {}

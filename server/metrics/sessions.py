@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from server.dma.address_space import PAGE_SIZE
 from server.engine import Engine
 from server.metrics.families import Family, counter, gauge
-from server.metrics.session_totals import session_totals
+from server.session_totals import session_totals
 
 _COUNTERS = (
     ("dma_maps", "vgpud_dma_maps", "DMA regions that clients mapped.", 1),

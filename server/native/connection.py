@@ -95,6 +95,7 @@ class Connection:
                 return
             if count > 0:
                 await self._take(count)
+                work.check()
             if work.runnable:
                 work.run(WORK_SLICE_NS)
             if main.congested:

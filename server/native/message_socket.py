@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import array
 import errno
-import os
 import select
 import socket
 import time
@@ -21,6 +20,7 @@ from collections.abc import Sequence
 import trio
 
 from protocol import ProtocolError
+from server.fds import ReceivedFds
 
 RECEIVE_SIZE = 256 * 1024
 """Bytes taken from the kernel at a time, at most."""
@@ -59,7 +59,7 @@ class MessageSocket:
         """Whether :meth:`receive_soon` may wait outside of the event loop: not for a peer that is in it itself."""
         self._buffers = [self.view]
         self._ancillary_size = socket.CMSG_SPACE(max_fds * _FD_SIZE)
-        self._outgoing: deque[tuple[memoryview, tuple[int, ...]]] = deque()
+        self._outgoing: deque[tuple[memoryview, ReceivedFds]] = deque()
         self._busy = False
         self._spin_ns = 0
         self._crowded_until = 0
@@ -147,15 +147,11 @@ class MessageSocket:
     def send(self, data: memoryview | bytes, fds: Sequence[int] = ()) -> None:
         """Send ``data``, at once if possible; what the kernel does not take waits for :meth:`flush`.
 
-        ``data`` may be reused when this returns; ``fds`` stay the caller's.
+        ``data`` may be reused when this returns; ``fds`` stay the caller's. Raises OSError.
         """
         if not self._outgoing:
             try:
-                if fds:
-                    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-                    sent = self.sock.sendmsg([data], ancillary)
-                else:
-                    sent = self.sock.send(data)
+                sent = self.sock.sendmsg([data], _rights(fds)) if fds else self.sock.send(data)
             except BlockingIOError:
                 sent = 0
             if sent == len(data):
@@ -163,7 +159,7 @@ class MessageSocket:
             if sent:
                 fds = ()
             data = data[sent:]
-        self._outgoing.append((memoryview(bytes(data)), tuple(os.dup(fd) for fd in fds)))
+        self._outgoing.append((memoryview(bytes(data)), ReceivedFds(fds).duplicates()))
         self._flushers.unpark_all()
 
     @property
@@ -176,18 +172,17 @@ class MessageSocket:
         while self._outgoing:
             await trio.lowlevel.wait_writable(self.sock)
             data, fds = self._outgoing.popleft()
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             try:
-                sent = self.sock.sendmsg([data], ancillary)
+                sent = self.sock.sendmsg([data], _rights(fds.numbers))
             except BlockingIOError:
                 self._outgoing.appendleft((data, fds))
                 continue
             except BaseException:
-                _close_all(fds)
+                fds.close()
                 raise
-            _close_all(fds)
+            fds.close()
             if sent < len(data):
-                self._outgoing.appendleft((data[sent:], ()))
+                self._outgoing.appendleft((data[sent:], fds))
 
     async def keep_flushing(self) -> None:
         """Flush whenever there is something to flush, for a socket whose reader sleeps. Raises OSError."""
@@ -199,12 +194,11 @@ class MessageSocket:
 
     def close(self) -> None:
         """Close the socket, the fds that nobody took, and those that were still to be sent."""
-        _close_all(self.take_fds())
+        ReceivedFds(self.take_fds()).close()
         while self._outgoing:
-            _close_all(self._outgoing.popleft()[1])
+            self._outgoing.popleft()[1].close()
         self.sock.close()
 
 
-def _close_all(fds: Sequence[int]) -> None:
-    for fd in fds:
-        os.close(fd)
+def _rights(fds: Sequence[int]) -> list[tuple[int, int, array.array[int]]]:
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []

@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import functools
 import socket
-import struct
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TypeVar
 
 import structlog
 import trio
@@ -25,6 +23,7 @@ from protocol import (
     Version,
     max_message_size,
 )
+from server.accepting import peer_pid
 from server.dma.domain import DmaDomain
 from server.dma.domains.soft import SoftDomain
 from server.dma.errors import DmaDomainUnavailable, DmaError
@@ -32,6 +31,7 @@ from server.dma.limits import DEFAULT_LIMITS, PinLimits
 from server.dma.memory import GuestMemoryMap
 from server.engine import Engine
 from server.fds import ReceivedFds
+from server.first_error import first_error
 from server.log import RepeatLimit
 from server.native.client_messages import ClientMessages
 from server.native.connection import send_error, send_reply
@@ -49,9 +49,6 @@ HANDSHAKE_SECONDS = 10.0
 MAX_DMA_MESSAGE = 64 * 1024
 """Most bytes that one DMA_READ or DMA_WRITE asks for: QEMU sends a reply in one non-blocking write and loses the rest
 where the socket's buffer (208 KiB by default) does not take all of it."""
-
-Error = TypeVar("Error", bound=BaseException)
-_CREDENTIALS = struct.Struct("=iII")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +74,14 @@ async def serve_connection(
     log: structlog.typing.FilteringBoundLogger,
 ) -> None:
     """Serve one client to its end, however it ends; takes ``client`` over. Raises nothing but cancellation."""
-    log = log.bind(pid=_peer_pid(client))
+    log = log.bind(pid=peer_pid(client))
     main = _make_socket(client, options)
     main.polls = not options.client_is_here
     decoder = Decoder(max_message_size(MAX_DATA_XFER_SIZE), MAX_FDS)
     try:
         await _serve(main, decoder, engine, options, log)
     except* ProtocolError as errors:
-        broken = _first(errors)
+        broken = first_error(errors)
         _refuse_last(main, decoder, broken.errno)
         log.warning("client_dropped", reason=broken.reason)
     except* trio.TooSlowError:
@@ -92,10 +89,10 @@ async def serve_connection(
     except* ClientGone:
         log.info("client_left", before="VERSION")
     except* OSError as errors:
-        error = _first(errors)
+        error = first_error(errors)
         log.info("client_dropped", reason=error.strerror or str(error))
     except* Exception as errors:
-        log.warning("device_fault", where="connection", exc_info=_first(errors))
+        log.warning("device_fault", where="connection", exc_info=first_error(errors))
     finally:
         main.close()
         ReceivedFds(decoder.take_fds()).close()
@@ -117,11 +114,6 @@ def _refuse_last(main: MessageSocket, decoder: Decoder, code: int) -> None:
             send_error(main, header, code)
 
 
-def _first(errors: BaseExceptionGroup[Error]) -> Error:
-    error = errors.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
-
-
 async def _serve(
     main: MessageSocket,
     decoder: Decoder,
@@ -139,7 +131,8 @@ async def _serve(
         reply = handshake.receive(message.payload)
         await engine.acquire()
     try:
-        await _attached(main, decoder, handshake, message.header, reply, engine, options, log)
+        client = _Greeted(main, decoder, handshake, message.header, reply)
+        await _attached(client, engine, options, log)
     finally:
         engine.release()
 
@@ -170,51 +163,61 @@ def _refusing(main: MessageSocket, header: Header) -> Iterator[None]:
         raise
 
 
+@dataclass(frozen=True, slots=True)
+class _Greeted:
+    """A client whose VERSION was accepted, and not answered yet."""
+
+    main: MessageSocket
+    decoder: Decoder
+    handshake: Handshake
+    header: Header
+    """Of its VERSION."""
+    version: Version
+    """What it will be told."""
+
+    @property
+    def agreement(self) -> Agreement:
+        agreement = self.handshake.agreement
+        assert agreement is not None  # noqa: S101 - a handshake that did not raise has one
+        return agreement
+
+    @property
+    def recorder(self) -> Recorder | None:
+        return self.main.recorder if isinstance(self.main, RecordingSocket) else None
+
+    def refusing(self) -> AbstractContextManager[None]:
+        return _refusing(self.main, self.header)
+
+    def answer(self, theirs: socket.socket | None) -> None:
+        """Accept; ``theirs`` is the client's end of the twin socket."""
+        fds = () if theirs is None else (theirs.fileno(),)
+        send_reply(self.main, self.header, Reply(self.version.pack(), fds))
+        if theirs is not None:
+            theirs.close()  # or the client could not close it
+
+
 async def _attached(
-    main: MessageSocket,
-    decoder: Decoder,
-    handshake: Handshake,
-    header: Header,
-    reply: Version,
-    engine: Engine,
-    options: ConnectionOptions,
-    log: structlog.typing.FilteringBoundLogger,
+    client: _Greeted, engine: Engine, options: ConnectionOptions, log: structlog.typing.FilteringBoundLogger
 ) -> None:
-    agreement = handshake.agreement
-    assert agreement is not None  # noqa: S101 - a handshake that did not raise has one
-    recorder = main.recorder if isinstance(main, RecordingSocket) else None
+    recorder = client.recorder
     if recorder is not None and options.recording is not None:
         options.recording.start(recorder, areas=has_mappable_areas(engine.device))
     with ExitStack() as stack:
-        twin: MessageSocket | None = None
-        theirs: socket.socket | None = None
-        if agreement.twin_socket_fd is not None:
-            twin, theirs = _twin_socket(main, stack)
+        twin, theirs = _twin_socket(client, stack)
         quiet = RepeatLimit(log)
-        client = ClientMessages(twin or main, quiet)
-        with _refusing(main, header):
-            memory = _memory(agreement, options, quiet, recorder, stack)
-        max_data = min(agreement.client_max_data_xfer_size, MAX_DATA_XFER_SIZE)
-        session = Session(engine.device, memory, client.work, quiet, max_data)
-        stack.callback(session.close)
+        messages = ClientMessages(twin or client.main, quiet)
+        session = _session(client, messages, engine, options, quiet, stack)
         areas: MappedAreas | None = None
-        if recorder is not None:
-            session.interrupts.observer = recorder.interrupt
-            with _refusing(main, header):
+        with client.refusing():
+            if recorder is not None:
                 areas = stack.enter_context(MappedAreas(engine.device, recorder))
-        with _refusing(main, header):
-            connection = options.transport.connect(main, decoder, handshake, session, client, stack)
+            connection = options.transport.connect(
+                client.main, client.decoder, client.handshake, session, messages, stack
+            )
         engine.attach(session)
         stack.callback(engine.detach)
-        send_reply(main, header, Reply(reply.pack(), () if theirs is None else (theirs.fileno(),)))
-        if theirs is not None:
-            theirs.close()  # or the client could not close it
-        log.info(
-            "client_attached",
-            version=f"{agreement.major}.{agreement.minor}",
-            twin_socket=twin is not None,
-            max_data_xfer_size=agreement.client_max_data_xfer_size,
-        )
+        client.answer(theirs)
+        _log_attached(client.agreement, log)
         async with trio.open_nursery() as nursery:
             if twin is not None:
                 nursery.start_soon(connection.serve_twin, twin)
@@ -224,7 +227,36 @@ async def _attached(
                 nursery.start_soon(keep_looking, areas)
             await connection.serve()
             nursery.cancel_scope.cancel()
-        log.info("client_left", cut_off=decoder.in_message, **session.status())
+        log.info("client_left", cut_off=client.decoder.in_message, **session.status())
+
+
+def _log_attached(agreement: Agreement, log: Log) -> None:
+    log.info(
+        "client_attached",
+        version=f"{agreement.major}.{agreement.minor}",
+        twin_socket=agreement.twin_socket_fd is not None,
+        max_data_xfer_size=agreement.client_max_data_xfer_size,
+    )
+
+
+def _session(
+    client: _Greeted,
+    messages: ClientMessages,
+    engine: Engine,
+    options: ConnectionOptions,
+    log: Log,
+    stack: ExitStack,
+) -> Session:
+    """The client's session on the device, which ``stack`` closes. Raises OSError, which the client has been told."""
+    recorder = client.recorder
+    with client.refusing():
+        memory = _memory(client.agreement, options, log, recorder, stack)
+    max_data = min(client.agreement.client_max_data_xfer_size, MAX_DATA_XFER_SIZE)
+    session = Session(engine.device, memory, messages.work, log, max_data)
+    stack.callback(session.close)
+    if recorder is not None:
+        session.interrupts.observer = recorder.interrupt
+    return session
 
 
 def _memory(
@@ -251,16 +283,15 @@ def _memory(
     )
 
 
-def _twin_socket(main: MessageSocket, stack: ExitStack) -> tuple[MessageSocket, socket.socket]:
-    """Our end, and the client's, which the caller passes on and closes; ``stack`` closes both, too."""
+def _twin_socket(
+    client: _Greeted, stack: ExitStack
+) -> tuple[MessageSocket, socket.socket] | tuple[None, None]:
+    """Our end, and the client's, both closed by ``stack``; none where the client has asked for none."""
+    if client.agreement.twin_socket_fd is None:
+        return None, None
+    main = client.main
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     twin = main.twin(ours) if isinstance(main, RecordingSocket) else MessageSocket(ours, max_fds=0)
     stack.callback(twin.close)
     stack.callback(theirs.close)
     return twin, theirs
-
-
-def _peer_pid(client: socket.socket) -> int:
-    data = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    pid: int = _CREDENTIALS.unpack(data)[0]
-    return pid

@@ -12,6 +12,8 @@ from protocol.trace import TraceError
 from server.exit_status import fail
 from server.trace.diff.arguments import context_size
 from server.trace.replay.arguments import seconds, session_number
+from server.trace.ring import DEFAULT_LIMIT
+from server.transport_names import AUTO, CHOICES
 
 Run = Callable[[argparse.Namespace], int]
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -46,7 +48,7 @@ def _add_record(actions: Subparsers) -> None:
     parser.add_argument(
         "--trace-limit",
         metavar="SIZE",
-        default="1G",
+        default=DEFAULT_LIMIT,
         help="bytes of the trace at most, in a ring of FILE, FILE.1, FILE.2, FILE.3; or none (default: %(default)s)",
     )
     parser.add_argument(
@@ -95,6 +97,11 @@ def _add_show(actions: Subparsers) -> None:
     parser.add_argument(
         "--events", action="store_true", help="also what never crossed the socket: guest memory, interrupts"
     )
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="go on with what is recorded meanwhile, in FILE or those that take its place, until the recording ends",
+    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--stats", action="store_true", help="a summary instead: counts, latencies, bytes, gaps")
     how.add_argument("--json", action="store_true", help="a line of JSON per message")
@@ -115,8 +122,8 @@ def _add_replay(actions: Subparsers) -> None:
     )
     parser.add_argument(
         "--transport",
-        choices=("auto", "native", "libvfio-user"),
-        default="auto",
+        choices=CHOICES,
+        default=AUTO,
         help="with --serve: what speaks vfio-user (default: %(default)s)",
     )
     parser.add_argument(

@@ -20,6 +20,8 @@ MAX_COPIES = 512 << 20
 """Bytes that copies of what was looked at may take; beyond, each look is recorded anew."""
 
 Bytes = NDArray[np.uint8]
+Span = tuple[int, int]
+"""Start and end."""
 Piece = tuple[int, memoryview]
 """A guest address, and the bytes there."""
 
@@ -83,80 +85,92 @@ class Copy:
         self.version = next(_series) << _VERSIONS
         """Counts the looks that found something new."""
         self._layout = layout
-        self._latest: list[tuple[int, int]] = []
+        self._latest: list[Span] = []
         """What has changed since the version before: start and end."""
         self._data = np.zeros(self.length, np.uint8)
-        self._base = self._data.ctypes.data
-        self._known = np.full(-(-self.length // CHUNK), zeros, np.bool_)
-        self._unknown = 0 if zeros else len(self._known)
-        """How many chunks are not known."""
+        self._bytes = self._data.data
+        self._base = _address(self._data)
+        chunks = -(-self.length // CHUNK)
+        self._known = bytearray(b"\1" * chunks if zeros else chunks)
+        """A byte per chunk, which is 1 where the chunk is known."""
         self._hot = 0
         """The chunk that was the last to change."""
+        self._views: Sequence[memoryview] = ()
+        self._seen: list[tuple[memoryview, Bytes, int]] = []
+        """The views of the last look, the same as arrays, and their addresses."""
 
     def forget(self) -> None:
         """Whatever is looked at next is new."""
-        self._known[:] = False
-        self._unknown = len(self._known)
+        self._known = bytearray(len(self._known))
 
     def look(self, offset: int, views: Sequence[memoryview]) -> News:
-        """What is new in ``views``, which begin ``offset`` bytes into the memory."""
+        """What is new in ``views``, which begin ``offset`` bytes into the memory.
+
+        Looking at the same object again takes less time, so it must have the same views.
+        """
+        if views is not self._views:
+            arrays = [np.frombuffer(view, np.uint8) for view in views]
+            self._views = views
+            self._seen = [(view, seen, _address(seen)) for view, seen in zip(views, arrays, strict=True)]
         part = offset
-        spans: list[tuple[int, int]] = []
-        for view in views:
-            seen = np.frombuffer(view, np.uint8)
+        spans: list[Span] = []
+        for view, seen, place in self._seen:
             end = offset + len(view)
-            place: int = seen.__array_interface__["data"][0]  # what .ctypes.data says, in half the time
             for start, stop in self._changes(place - offset, offset, end):
                 start, stop = self._narrowed(start, stop, seen[start - offset : stop - offset])
                 if start < stop:
                     self._hot = start - start % CHUNK
-                    self._data[start:stop] = seen[start - offset : stop - offset]
+                    self._bytes[start:stop] = view[start - offset : stop - offset]
                     spans.append((start, stop))
             offset = end
+        pieces: list[Piece] = []
         if spans:
             self.version += 1
             self._latest = _joined(spans)
+            for start, stop in spans:
+                pieces += self._layout.placed(start, self._bytes[start:stop])
         # What another look has found, of a part that overlaps, has changed for who has not seen it yet.
-        changes = [(max(start, part), min(stop, offset)) for start, stop in self._latest]
-        changes = [(start - part, stop - start) for start, stop in changes if start < stop]
-        pieces = [
-            piece
-            for start, stop in spans
-            for piece in self._layout.placed(start, self._data[start:stop].data)
-        ]
+        changes: list[tuple[int, int]] = []
+        for start, stop in self._latest:
+            start, stop = max(start, part), min(stop, offset)
+            if start < stop:
+                changes.append((start - part, stop - start))
         return News(self.version, changes, pieces)
 
-    def _narrowed(self, start: int, stop: int, seen: Bytes) -> tuple[int, int]:
+    def _narrowed(self, start: int, stop: int, seen: Bytes) -> Span:
         """What has changed of a chunk that is known; of one that is not, all of it, and then it is."""
         chunk = start // CHUNK
         if self._known[chunk]:
-            changed = np.flatnonzero(seen != self._data[start:stop])
-            if not len(changed):
+            differs = (seen != self._data[start:stop]).tobytes()
+            first = differs.find(1)
+            if first < 0:
                 return start, start  # the guest has changed it back meanwhile
-            return start + int(changed[0]), start + int(changed[-1]) + 1
+            return start + first, start + differs.rfind(1) + 1
         # Where only a part of a chunk was looked at, the rest stays unknown.
         if start % CHUNK == 0 and (stop - start == CHUNK or stop == self.length):
-            self._known[chunk] = True
-            self._unknown -= 1
+            self._known[chunk] = 1
         return start, stop
 
-    def _changes(self, seen: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    def _changes(self, seen: int, start: int, end: int) -> list[Span]:
         """Start and end of each chunk, or part of one, that is not as it was; what is seen of byte 0 is at ``seen``."""
-        if self._unknown and not self._known[start // CHUNK : -(-end // CHUNK)].all():
-            yield from self._differing(seen, start, end, BLOCKS[-1:])
-            return
+        found: list[Span] = []
+        base = self._base
+        if 0 in self._known[start // CHUNK : -(-end // CHUNK)]:
+            self._find(seen, start, end, BLOCKS[-1:], found)
+            return found
         # Who draws, often goes on where he was: comparing what is before that and behind it takes two calls.
         hot = min(max(self._hot, start), end)
         behind = min(hot - hot % CHUNK + CHUNK, end)
-        for first, last in ((start, hot), (hot, behind), (behind, end)):
-            if first >= last or not _memcmp(seen + first, self._base + first, last - first):
-                continue
-            if first == hot:
-                yield first, last
-            else:
-                yield from self._differing(seen, first, last, BLOCKS)
+        if start < hot and _memcmp(seen + start, base + start, hot - start):
+            self._find(seen, start, hot, BLOCKS, found)
+        if hot < behind and _memcmp(seen + hot, base + hot, behind - hot):
+            found.append((hot, behind))
+        if behind < end and _memcmp(seen + behind, base + behind, end - behind):
+            self._find(seen, behind, end, BLOCKS, found)
+        return found
 
-    def _differing(self, seen: int, start: int, end: int, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    def _find(self, seen: int, start: int, end: int, sizes: Sequence[int], found: list[Span]) -> None:
+        """Add what differs, which is looked for in blocks of the first of ``sizes``, and there in those of the next."""
         base, size = self._base, sizes[0]
         last = len(sizes) == 1
         at = start
@@ -164,15 +178,21 @@ class Copy:
             stop = min(at - at % size + size, end)
             if _memcmp(seen + at, base + at, stop - at) or (last and not self._known[at // CHUNK]):
                 if last:
-                    yield at, stop
+                    found.append((at, stop))
                 else:
-                    yield from self._differing(seen, at, stop, sizes[1:])
+                    self._find(seen, at, stop, sizes[1:], found)
             at = stop
 
 
-def _joined(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def _address(array: Bytes) -> int:
+    """Where its bytes are: what .ctypes.data says, in less time."""
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def _joined(spans: Sequence[Span]) -> list[Span]:
     """The same bytes in as few spans as possible: every look goes through them."""
-    joined: list[tuple[int, int]] = []
+    joined: list[Span] = []
     for start, end in spans:
         if joined and joined[-1][1] == start:
             start = joined.pop()[0]

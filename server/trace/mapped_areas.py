@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import trio
 
@@ -36,6 +36,17 @@ _NS_PER_SECOND = 10**9
 _READ_END = HEADER_SIZE + REGION_ACCESS.size
 
 
+class LookedAt(Protocol):
+    """What :class:`MappedAreas` needs to know of a device; see :class:`devices.contract.Device`."""
+
+    @property
+    def regions(self) -> Sequence[Region]:
+        """All regions, by index."""
+
+    def shown_parts(self) -> Sequence[RegionPart] | None:
+        """What is worth looking at; None is everything."""
+
+
 class _Area:
     """A mappable area, and a copy of what was seen there."""
 
@@ -54,6 +65,7 @@ class _Area:
 
     def close(self) -> None:
         os.close(self._fd)
+        self._fd = -1  # somebody may be in the middle of a look, and the number is another file's soon
 
 
 class MappedAreas:
@@ -62,7 +74,7 @@ class MappedAreas:
     False where there are none. Implements :class:`server.trace.recorder.AreaWatch`.
     """
 
-    def __init__(self, device: Device, recorder: Recorder) -> None:
+    def __init__(self, device: LookedAt, recorder: Recorder) -> None:
         """Raises OSError where an area's file cannot be opened."""
         self._device = device
         self._recorder = recorder
@@ -71,17 +83,20 @@ class MappedAreas:
         self._shown: Sequence[RegionPart] | None = ()
         self._news = False
         """Whether something has changed since the last look that went to its end."""
-        room = MAX_COPIES
+        self._room = MAX_COPIES
         try:
             for index, area, shared in _shared_areas(device.regions):
-                if area.length <= room:
-                    room -= area.length
-                    self._areas.append(_Area(index, area, shared))
+                self.add(index, area, shared)
         except BaseException:
             self._close()
             raise
-        if self._areas:
-            recorder.areas = self
+
+    def add(self, index: int, area: MmapArea, shared: SharedMemory) -> None:
+        """Look at another area, unless copies would take too much. Raises OSError where its file cannot be opened."""
+        if area.length <= self._room:
+            self._areas.append(_Area(index, area, shared))
+            self._room -= area.length
+            self._recorder.areas = self
 
     def __enter__(self) -> Self:
         return self
@@ -89,13 +104,23 @@ class MappedAreas:
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        if self._areas:
-            self._look_at_once()
-            self._recorder.areas = None
+        self.finish()
+
+    def finish(self) -> None:
+        """Look once more, and never again; a look that somebody is in the middle of ends with OSError."""
+        try:
+            if self._areas and not self.recording_ended:
+                self._look_at_once()
+        finally:
             self._close()
 
     def __bool__(self) -> bool:
         return bool(self._areas)
+
+    @property
+    def recording_ended(self) -> bool:
+        """Whether nothing is recorded any more."""
+        return self._recorder.ended
 
     def look(self) -> Iterator[None]:
         """Look at all that is shown, a piece at a time, and record what has changed. Raises OSError."""
@@ -116,6 +141,8 @@ class MappedAreas:
 
     def before(self, message: Buffer) -> None:
         """Look before a message is served that reads an area or destroys what is in one."""
+        if self.recording_ended:
+            return
         _, command, _, flags, _ = HEADER.unpack_from(message)
         if command == Command.DEVICE_RESET:
             self._look_at_once()
@@ -157,15 +184,16 @@ class MappedAreas:
                 pass
 
     def _close(self) -> None:
+        self._recorder.areas = None
         for area in self._areas:
             area.close()
         self._areas.clear()
 
 
 async def keep_looking(areas: MappedAreas) -> None:
-    """Look again and again, as often as is worth it."""
+    """Look again and again, as often as is worth it, and as long as somebody records what is found."""
     pause = PAUSE_SECONDS
-    while True:
+    while not areas.recording_ended:
         spent, found = 0, False
         began = time.monotonic_ns()
         with suppress(OSError):

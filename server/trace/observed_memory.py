@@ -113,6 +113,9 @@ class ObservedPin:
         self._pin = pin
         self._ranges = pin.scatter.ranges()
         self._observer = observer
+        self._part: tuple[int, int] | None = None
+        self._views: Sequence[memoryview] = ()
+        """What was looked at last: mostly it is the same part of a picture again."""
 
     def __enter__(self) -> Self:
         return self
@@ -149,8 +152,10 @@ class ObservedPin:
 
     def look(self, offset: int, length: int) -> Look:
         """A part of the memory in place, and its version."""
-        views = part_of(self._pin.views(), offset, length)
-        return self._observer.looked(self, self._ranges, offset, views)
+        views = self._pin.views()
+        if self._part != (offset, length):
+            self._part, self._views = (offset, length), part_of(views, offset, length)
+        return self._observer.looked(self, self._ranges, offset, self._views)
 
     def release(self) -> None:
         """Let go of the pages."""

@@ -45,6 +45,8 @@ from server.trace.trace_files import TraceFile, close_files, open_files
 
 CONTENT_PIECE = 2 * MAX_CONTENT
 """More than the block of a content has."""
+FD_COST = 128
+"""Bytes that the description of an fd counts for whoever keeps it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,11 @@ class TracedMessage:
     def inbound(self) -> bool:
         """Whether the client sent it."""
         return self.direction is Direction.INBOUND
+
+    @property
+    def held(self) -> int:
+        """Bytes that it counts for whoever keeps it."""
+        return len(self.payload) + FD_COST * len(self.facts.fds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +123,12 @@ class TraceReader:
     whole block, and :attr:`cut_short` is what is behind that.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open ``path``, or standard input for ``-``. Raises OSError, and TraceError where it is certainly no trace."""
-        self.files = open_files(path)
+    def __init__(self, path: Path, files: list[TraceFile] | None = None) -> None:
+        """Open ``path``, or standard input for ``-``; or take over its ``files``, which are open.
+
+        Raises OSError, and TraceError where it is certainly no trace.
+        """
+        self.files = open_files(path) if files is None else files
         """From the oldest to the newest."""
         self.path = self.files[-1].path
         self.cut_short = 0
@@ -147,7 +157,7 @@ class TraceReader:
         number = 0
         latest = SessionInfo("")
         self.cut_short = 0
-        for file in self.files:
+        for file in self._in_order():
             parser = Parser()
             for record in self._records(file, parser, number):
                 if isinstance(record, TracedSession):
@@ -161,6 +171,17 @@ class TraceReader:
                 self.cut_short += parser.pending
                 self.cut_file = file.path
                 latest = SessionInfo("")  # nothing goes on from there
+
+    def _in_order(self) -> Iterator[TraceFile]:
+        """The files that are read."""
+        yield from self.files
+
+    def _pieces(self, file: TraceFile) -> Iterator[bytes]:
+        """What is in one of them. Raises OSError."""
+        at = 0
+        while piece := file.read(at):
+            at += len(piece)
+            yield piece
 
     def data(self, access: Access | AreaChange) -> bytes:
         """The bytes of an access, or of a change. Raises TraceError."""
@@ -224,10 +245,8 @@ class TraceReader:
                     yield record
 
     def _blocks(self, file: TraceFile, parser: Parser) -> Iterator[Block]:
-        at = 0
         try:
-            while piece := file.read(at):
-                at += len(piece)
+            for piece in self._pieces(file):
                 parser.feed(piece)
                 yield from parser.blocks()
             parser.end()

@@ -96,6 +96,11 @@ class Recorder:
         self.areas: AreaWatch | None = None
         """Who looks at mappable areas, if somebody does."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is recorded any more, so that nobody need look for more."""
+        return self._ring.error is not None
+
     def start(self) -> None:
         """Begin a section with what has come so far; of several sessions, one at a time writes."""
         if self._early is not None:
@@ -156,12 +161,15 @@ class Recorder:
         self, pins: object, ranges: Sequence[tuple[int, int]], offset: int, views: Sequence[memoryview]
     ) -> Look:
         """The device looks at memory in place; what has changed there is recorded."""
+        if self.ended:
+            return Look(views)
         self._make_room()
         news = self._copies.look(pins, ranges, offset, views)
         for address, data in news.pieces:
             if len(data) <= SHORT:
-                self._make_room()
-                self._add(EVENT.pack(_READ, _IN_PLACE, 0, len(data), address))
+                if self._ring.full:
+                    self._make_room()
+                self._add(_pack_event(_READ, _IN_PLACE, 0, len(data), address))
                 self._events += data
             else:
                 self._store(_READ, _STORED | _IN_PLACE, address, data)
@@ -202,6 +210,8 @@ class Recorder:
 
     def _access(self, kind: int, address: int, data: bytes | memoryview) -> None:
         size = len(data)
+        if self.ended:
+            return
         if size <= SHORT:
             self._make_room()
             self._add(EVENT.pack(kind, 0, 0, size, address))

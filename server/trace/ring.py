@@ -14,6 +14,7 @@ import fcntl
 import os
 import select
 import stat
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +31,7 @@ DEFAULT_LIMIT = "1G"
 PCAPNG_MAGIC = b"\x0a\x0d\x0d\x0a"
 """How a trace begins: the type of a section header block."""
 PIPE_SECONDS = 1.0
-"""How long the reader of a pipe may let the device wait."""
+"""How long the reader of a pipe may let the device wait for what was kept back to be taken."""
 
 
 def parse_limit(text: str) -> int | None:
@@ -66,8 +67,11 @@ class TraceRing:
         """Bytes that the kernel has taken so far, also of files that are gone."""
         self.limit: int | None = None
         """Bytes of all files together."""
+        self.offset = 0
+        """Where the next block begins in FILE."""
+        self.full = False
+        """Whether it is time to :meth:`rotate`."""
         self._buffer = bytearray()
-        self._flushed = 0
         self._share: int | None = None
         self._fd = _open(path)
         try:
@@ -89,16 +93,6 @@ class TraceRing:
             for older in self._older:
                 older.unlink(missing_ok=True)
 
-    @property
-    def full(self) -> bool:
-        """Whether it is time to :meth:`rotate`."""
-        return self._share is not None and self.offset >= self._share and self.error is None
-
-    @property
-    def offset(self) -> int:
-        """Where the next block begins in FILE."""
-        return self._flushed + len(self._buffer)
-
     def status(self) -> dict[str, Any]:
         """What ``vgpud status`` shows: ``stopped`` has the reason, where nothing is recorded any more."""
         return {
@@ -113,6 +107,9 @@ class TraceRing:
         at = self.offset
         if self.error is None:
             self._buffer += block
+            self.offset = end = at + len(block)
+            if self._share is not None and end >= self._share:
+                self.full = True
             if len(self._buffer) >= BUFFER:
                 self.flush()
         return at
@@ -121,17 +118,22 @@ class TraceRing:
         """Hand over to the kernel what was kept back."""
         if self.error is not None or not self._buffer:
             return
+        until: float | None = None
         try:
             with memoryview(self._buffer) as rest:
                 done = 0
                 while done < len(rest):
                     with rest[done:] as piece:
-                        taken = self._write(piece)
+                        try:
+                            taken = os.write(self._fd, piece)
+                        except BlockingIOError:
+                            until = until or time.monotonic() + PIPE_SECONDS
+                            self._wait(until)
+                            continue
                     done += taken
                     self.bytes_written += taken
         except OSError as error:
             self._fail(error)
-        self._flushed += len(self._buffer)
         self._buffer.clear()
 
     @property
@@ -154,7 +156,8 @@ class TraceRing:
             return
         os.close(self._fd)
         self._fd = fd
-        self._flushed = 0
+        self.offset = 0
+        self.full = False
         self.files_written += 1
 
     def close(self) -> None:
@@ -162,18 +165,19 @@ class TraceRing:
         self.flush()
         os.close(self._fd)
 
-    def _write(self, data: memoryview) -> int:
-        try:
-            return os.write(self._fd, data)
-        except BlockingIOError:
-            poll = select.poll()
-            poll.register(self._fd, select.POLLOUT)
-            if poll.poll(1000 * PIPE_SECONDS):
-                return os.write(self._fd, data)
-            raise TimeoutError(errno.ETIMEDOUT, "its reader has stopped reading", str(self.path)) from None
+    def _wait(self, until: float) -> None:
+        """Wait for the reader of a pipe. Raises TimeoutError."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        left = until - time.monotonic()
+        if left <= 0 or not poll.poll(1000 * left):
+            raise TimeoutError(
+                errno.ETIMEDOUT, "its reader is too slow, or has stopped reading", str(self.path)
+            )
 
     def _fail(self, error: OSError) -> None:
         self.error = error
+        self.full = False
         self.when_failed(error)
 
 

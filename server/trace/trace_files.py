@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import sys
@@ -51,6 +52,19 @@ class TraceFile:
         except FileNotFoundError:
             return False
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether somebody records to it; also True where the file system has no locks, so that nobody can tell.
+
+        Not to be asked of a file that was created just now: its recorder could not lock it at the same time.
+        """
+        try:
+            fcntl.flock(self._file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        fcntl.flock(self._file.fileno(), fcntl.LOCK_UN)
+        return False
+
     def close(self) -> None:
         """Nothing more is read."""
         self._file.close()
@@ -65,13 +79,13 @@ def open_files(path: Path) -> list[TraceFile]:
     files = [newest]
     try:
         _refuse_compressed(newest)
-        info = _first_session(newest)
+        info = first_session(newest)
         while info is not None and info.continued and len(files) < FILES:
             older = _file_before(files[-1].path, info)
             if older is None:
                 break
             files.append(older)
-            info = _first_session(older)
+            info = first_session(older)
     except BaseException:
         close_files(files)
         raise
@@ -136,7 +150,7 @@ def _file_before(path: Path, info: SessionInfo) -> TraceFile | None:
             if not candidate.is_file():
                 continue
             file = TraceFile(candidate, candidate.open("rb", buffering=0))
-            before = _first_session(file)
+            before = first_session(file)
             # A file of the ring has begun with the session of its number, and may have more behind it.
             if before is not None and (before.recording, before.file + 1) == (info.recording, info.file):
                 return file
@@ -144,7 +158,7 @@ def _file_before(path: Path, info: SessionInfo) -> TraceFile | None:
     return None
 
 
-def _first_session(file: TraceFile) -> SessionInfo | None:
+def first_session(file: TraceFile) -> SessionInfo | None:
     """Of the recording that a file is a part of."""
     parser = Parser()
     with suppress(PcapngError, TraceError, OSError):

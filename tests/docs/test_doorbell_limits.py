@@ -6,8 +6,8 @@ import pytest
 
 from devices.pci.constants import ConfigRegister
 from devices.testing import FakeHost
-from devices.work import ReadMessage
-from examples.doorbell import COPIED, MAX_COPY, Doorbell, Status
+from devices.work import ReadMessage, Work
+from examples.doorbell import COPIED, MAX_COPY, RUNG, Doorbell, Status
 from protocol import PciIrq, PciRegion
 from tests.docs.test_doorbell import plugged_in
 
@@ -64,6 +64,38 @@ def test_a_copy_that_outlives_a_reset_writes_nothing_and_says_nothing() -> None:
     with pytest.raises(StopIteration):
         copy.send(b"abc")
     assert status(device) == Status.IDLE
+    assert host.interrupts == []
+
+
+class LeavingHost(FakeHost):
+    """A host whose client leaves before any work has begun."""
+
+    def defer(self, work: Work) -> None:
+        work.close()
+
+
+def test_a_copy_that_never_began_leaves_the_doorbell_to_the_next_client() -> None:
+    device = plugged_in(leaving := LeavingHost())
+    device.region_write(BAR0, 0, memoryview(bytes(4)))
+    ask_for_copy(device, 0, 0x1000, 3)
+    device.disconnect()
+    device.connect(host := FakeHost())
+    assert (status(device), leaving.interrupts) == (Status.FAILED, [(PciIrq.MSIX, RUNG)])
+    assert device.region_read(BAR0, 0x04, 4) == b"\x01\0\0\0"
+    host.memory.data[:3] = b"abc"
+    ask_for_copy(device, 0, 0x1000, 3)
+    assert status(device) == Status.DONE
+    assert host.memory.data[0x1000:0x1003] == b"abc"
+
+
+def test_a_copy_that_outlives_its_client_writes_nothing_and_says_nothing() -> None:
+    device = plugged_in(FakeHost(shared=False))
+    copy = device._copy(0, 0x1000, 3, device._generation)
+    assert copy.send(None) == ReadMessage(0, 3)
+    device.disconnect()
+    device.connect(host := FakeHost(shared=False))
+    with pytest.raises(StopIteration):
+        copy.send(b"abc")
     assert host.interrupts == []
 
 

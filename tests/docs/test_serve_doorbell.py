@@ -37,12 +37,12 @@ async def test_a_client_rings_and_has_its_memory_copied(tmp_path: Path) -> None:
         os.truncate(fd, RAM_SIZE)
         with mmap.mmap(fd, RAM_SIZE) as ram:
             async with started("the doorbell", command, {**os.environ, "PYTHONPATH": str(ROOT)}) as process:
-                await process.log.wait_for("listening", within=30)
+                await process.log.wait_for("listening", within=120)
                 async with open_client(path) as client:
                     trigger = SetIrqs(PciIrq.MSIX, COPIED, 1, IrqData.EVENTFD, IrqAction.TRIGGER)
                     await client.set_irqs(trigger, (event,))
                     await ring_and_copy(client, ram, fd)
-                    with trio.fail_after(30):
+                    with trio.fail_after(120):
                         await trio.lowlevel.wait_readable(event)
                     assert ram[0x3000:0x3005] == b"hello"
                 process.send_signal(signal.SIGTERM)

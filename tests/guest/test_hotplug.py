@@ -29,7 +29,8 @@ from server.hotplug.qmp import CommandFailed, Qmp, connected
 from server.hotplug.server_process import ServerOptions, find_server
 from tests.guest.support import GuestParts
 from tests.guest.virtual_gpu import PICTURE_SECONDS, POLL_SECONDS, serving, show_test_pattern
-from tests.server.running import TRANSPORTS, open_fds
+from tests.fds import open_fds
+from tests.server.running import TRANSPORTS
 
 pytestmark = pytest.mark.guest
 

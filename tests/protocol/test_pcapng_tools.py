@@ -44,7 +44,7 @@ def run(*command: str | Path) -> str:
         pytest.fail(f"{command[0]} is missing: apt-get install tshark")
     environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"}
     result = subprocess.run(
-        command, capture_output=True, encoding="utf-8", check=False, timeout=120, env=environment
+        command, capture_output=True, encoding="utf-8", check=False, timeout=600, env=environment
     )
     assert result.returncode == 0, result.stderr
     return result.stdout

@@ -28,7 +28,7 @@ WARNING: Final = 0x600000
 ERROR: Final = 0x800000
 """Severities of expert infos."""
 
-_TIMEOUT = 120
+_TIMEOUT = 600
 # Bytes 0xFE and 0xFF, which are in no text of Wireshark's.
 _SEPARATOR, _AGGREGATOR = "\udcfe", "\udcff"
 

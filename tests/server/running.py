@@ -56,11 +56,6 @@ def with_transport(name: str, **options: Any) -> ConnectionOptions:
     return ConnectionOptions(transport=TRANSPORTS[name](), **options)
 
 
-def open_fds() -> int:
-    """How many fds this process has."""
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 def mappings() -> int:
     """How many memory mappings this process has."""
     return len(Path("/proc/self/maps").read_text().splitlines())

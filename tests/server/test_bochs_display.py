@@ -22,9 +22,10 @@ from server.client import VfioUserClient, open_client
 from server.control_client import capture, status
 from server.control_protocol import ControlError
 from server.screenshot import compose
+from tests.fds import open_fds
 from tests.guest.virtual_gpu import serving
 from tests.server.register_device import RegisterDevice
-from tests.server.running import TRANSPORTS, Server, open_fds, running_server, with_transport
+from tests.server.running import TRANSPORTS, Server, running_server, with_transport
 
 VRAM, MMIO = PciRegion.BAR0, PciRegion.BAR2
 VRAM_SIZE = 16 << 20

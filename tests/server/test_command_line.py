@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from protocol import Command, Header, MessageType, Version, encode, encode_request
+from server.stop_signals import STOP_SIGNALS
 
 VGPUD = [sys.executable, "-m", "server"]
-SECONDS = 30
+SECONDS = 120
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -121,7 +122,7 @@ def test_an_unknown_option_is_answered_with_the_usage_of_the_command(command: st
     assert result.stderr.endswith(f"\nvgpud {name}: error: unrecognized arguments: --colour red\n")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_ends_the_server_and_takes_its_sockets_along(tmp_path: Path, number: signal.Signals) -> None:
     device, control = tmp_path / "device", tmp_path / "control"
     with serving("--socket-path", str(device), "--control", str(control), ready=device) as server:
@@ -134,6 +135,21 @@ def test_a_signal_ends_the_server_and_takes_its_sockets_along(tmp_path: Path, nu
     assert "stopping" in said
     assert not device.exists()
     assert not control.exists()
+
+
+def test_under_nohup_the_end_of_the_terminal_ends_no_server(tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with serving("--socket-path", str(device)) as server:
+            server.send_signal(signal.SIGHUP)
+            server.send_signal(signal.SIGTERM)
+            _, said = server.communicate(timeout=SECONDS)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert server.returncode == 0
+    assert "SIGTERM" in said
+    assert "SIGHUP" not in said
 
 
 def test_a_client_that_is_attached_does_not_keep_a_server_from_ending(tmp_path: Path) -> None:

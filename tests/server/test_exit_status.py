@@ -100,6 +100,14 @@ def test_streams_that_are_closed_are_no_trouble(tmp_path: Path, closed: str, say
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("options", [["show"], ["show", "--follow"], ["diff", os.devnull]])
+def test_a_standard_input_that_is_closed_is_an_empty_one(options: list[str]) -> None:
+    command = [*VGPUD, "trace", *options, "-"]
+    closed = ["sh", "-c", 'exec "$@" <&-', "sh", *command]
+    empty = ["sh", "-c", 'exec "$@" </dev/null', "sh", *command]
+    assert finish(closed, subprocess.DEVNULL) == finish(empty, subprocess.DEVNULL)
+
+
 def test_a_reason_that_nobody_reads_is_no_other_status(tmp_path: Path) -> None:
     with nobody_reads() as pipe:
         command = [*VGPUD, "status", "--control", str(tmp_path / "x")]

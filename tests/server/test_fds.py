@@ -7,7 +7,7 @@ import os
 import pytest
 
 from server.fds import ReceivedFds
-from tests.server.running import open_fds
+from tests.fds import open_fds
 
 
 def pipe_ends(pipes: int) -> list[int]:

@@ -12,7 +12,9 @@ from devices.contract import Irq
 from protocol import IrqAction, IrqData, ProtocolError, SetIrqs
 from server.fds import ReceivedFds
 from server.interrupts import Interrupts
-from tests.server.running import open_fds
+from tests.fds import open_fds
+
+pytestmark = pytest.mark.usefixtures("no_fd_leaks")
 
 IRQS = (
     Irq("INTX", 1, maskable=True, automasked=True),
@@ -24,13 +26,6 @@ INTX, MSI, MSIX, ERR = range(4)
 TRIGGER, MASK, UNMASK = IrqAction.TRIGGER, IrqAction.MASK, IrqAction.UNMASK
 FULL = 2**64 - 2
 """The largest value of an eventfd's counter (eventfd(2))."""
-
-
-@pytest.fixture(autouse=True)
-def _no_fd_leaks() -> Iterator[None]:
-    before = open_fds()
-    yield
-    assert open_fds() == before
 
 
 class Lines:

@@ -16,8 +16,8 @@ from server.dma.memory import GuestMemoryMap
 from server.fds import ReceivedFds
 from server.session import Session
 from server.work_queue import WorkQueue
+from tests.fds import open_fds
 from tests.server.register_device import BAR0, BAR1, BAR2, MSIX, PAGE, RegisterDevice
-from tests.server.running import open_fds
 
 READ_WRITE = DmaMapFlags.READ | DmaMapFlags.WRITE
 

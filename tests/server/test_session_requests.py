@@ -20,6 +20,7 @@ from server.fds import ReceivedFds
 from server.log import RepeatLimit
 from server.session import Session, errno_of
 from server.work_queue import MessageRequest, WorkQueue
+from tests.fds import open_fds
 from tests.server.register_device import (
     BAR0,
     BAR1,
@@ -31,7 +32,6 @@ from tests.server.register_device import (
     DeviceBroken,
     RegisterDevice,
 )
-from tests.server.running import open_fds
 
 READ_WRITE = DmaMapFlags.READ | DmaMapFlags.WRITE
 SIZE = 4 * PAGE

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from server.socket_path import SocketPathError, adopt_listener, listen_at
-from tests.server.running import open_fds
+from tests.fds import open_fds
 
 
 def test_the_socket_goes_with_the_block(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import pytest
 from devices.contract import GuestMemoryError
 from devices.testing import FakeLog
 from devices.work import ReadMessage, Request, WriteMessage, pause, read_message, write_message
-from server.work_queue import MessageRequest, WorkQueue
+from protocol import ProtocolError
+from server.work_queue import MAX_DEFERRED, MessageRequest, WorkQueue
 
 PLENTY_NS = 10**12
 
@@ -284,6 +285,7 @@ def test_closing_survives_work_that_does_not_end_when_told(bench: Bench) -> None
 
 
 def test_what_was_queued_or_comes_later_is_dropped_without_a_warning(bench: Bench) -> None:
+    gc.collect()  # what other tests have left may warn as well
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         bench.queue.defer(bench.note("queued"))
@@ -294,6 +296,35 @@ def test_what_was_queued_or_comes_later_is_dropped_without_a_warning(bench: Benc
     bench.run()
     assert bench.notes == []
     assert not bench.queue.runnable
+
+
+def test_what_is_over_the_bound_is_dropped_and_remembered(bench: Bench) -> None:
+    bench.queue.defer(bench.read(0))
+    bench.run()
+    for number in range(MAX_DEFERRED):
+        bench.queue.defer(bench.note(number))
+    bench.queue.check()
+    bench.queue.defer(bench.note("too many"))
+    bench.queue.resume(b"read")
+    bench.run()
+    assert bench.notes == [b"read", *range(MAX_DEFERRED)]
+    with pytest.raises(ProtocolError) as error:
+        bench.queue.check()
+    assert error.value.errno == errno.ENOBUFS
+
+
+def test_work_is_withdrawn_until_it_has_begun(bench: Bench) -> None:
+    begun, waiting = bench.read(0), bench.read(8)
+    bench.queue.defer(begun)
+    bench.queue.defer(waiting)
+    bench.run()
+    for work in (begun, waiting, waiting):
+        bench.queue.withdraw(work)
+    bench.queue.resume(b"read")
+    bench.run()
+    assert bench.notes == [b"read"]
+    assert not bench.queue.runnable
+    assert not bench.queue.waiting
 
 
 def test_closing_twice_is_closing_once(bench: Bench) -> None:

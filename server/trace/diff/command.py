@@ -14,9 +14,9 @@ from server.trace.diff.alignment import Step, align
 from server.trace.diff.differences import Report
 from server.trace.diff.resynchronising import find_far
 from server.trace.diff.sides import MAX_ITEMS, Side
+from server.trace.output import standard_output, warn_cut_short
 from server.trace.reader import TraceReader
-from server.trace.show.output import standard_output, warn_cut_short
-from server.trace.show.value_text import plural
+from server.trace.text.value_text import plural
 
 
 def run_diff(arguments: argparse.Namespace) -> int:

@@ -14,8 +14,8 @@ from typing import TextIO
 
 from server.trace.diff.meaning import data_differences, differences
 from server.trace.diff.sides import Item
-from server.trace.show.names import printable
-from server.trace.show.value_text import plural
+from server.trace.text.names import printable
+from server.trace.text.value_text import plural
 
 
 @dataclass(slots=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocol.trace import Access, TraceError
+from server.trace.pairing import DecodedMessage, Unanswered, Walked
 from server.trace.reader import TracedEvents, TracedMalformed
-from server.trace.show.pairing import DecodedMessage, Unanswered, Walked
 
 MAX_AHEAD: Final = 512
 """Messages and events behind a request among which its reply is looked for; one that comes later stays in its place."""

@@ -26,10 +26,10 @@ from protocol import (
     SetIrqs,
 )
 from protocol.trace import Access, Event, digest
+from server.trace.pairing import DecodedMessage
 from server.trace.reader import TracedMalformed
-from server.trace.show.names import errno_name
-from server.trace.show.pairing import DecodedMessage
-from server.trace.show.value_text import SHORT, data_text, flags_text, plural
+from server.trace.text.names import errno_name
+from server.trace.text.value_text import SHORT, data_text, flags_text, plural
 
 _LONGEST = 60
 """Characters of a value that are shown."""

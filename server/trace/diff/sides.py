@@ -11,11 +11,11 @@ from typing import Final, TypeAlias
 from protocol.trace import Access, Event, SessionInfo, TraceError
 from server.trace.diff.exchanges import in_exchanges
 from server.trace.diff.meaning import SESSION, Meaning, meaning_of, meaning_of_event, meaning_of_malformed
+from server.trace.pairing import DecodedMessage, Walked, walk
+from server.trace.place import Place
 from server.trace.reader import TracedEvents, TracedLook, TracedMalformed, TracedSession, TraceReader
-from server.trace.show.lines import event_line, malformed_line, message_line, session_line
-from server.trace.show.names import Names
-from server.trace.show.pairing import DecodedMessage, Walked, walk
-from server.trace.show.place import Place
+from server.trace.text.lines import event_line, malformed_line, message_line, session_line
+from server.trace.text.names import Names
 
 MAX_ITEMS: Final = 4096
 """Messages and events of a trace that are held at most."""

@@ -16,8 +16,8 @@ from server.trace.export.frames import FrameSink, export_frames
 from server.trace.export.json_lines import export_json
 from server.trace.export.pictures import Animation, Folder
 from server.trace.export.private_file import open_private
+from server.trace.output import standard_output, warn_cut_short
 from server.trace.reader import TraceReader
-from server.trace.show.output import standard_output, warn_cut_short
 
 
 def run_export(arguments: argparse.Namespace) -> int:

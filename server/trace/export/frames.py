@@ -10,6 +10,7 @@ from devices.work import run_to_completion
 from protocol.trace import TraceError
 from server.control_protocol import ControlError
 from server.native.transport import NATIVE
+from server.trace.export.known_device import known_device
 from server.trace.reader import TraceReader
 from server.trace.replay.intervals import RecordedSession
 from server.trace.replay.player import Meanwhile
@@ -76,9 +77,13 @@ class Watcher:
 async def export_frames(reader: TraceReader, number: int, scanout: int, sink: FrameSink) -> Report:
     """Pass on to ``sink`` what session ``number`` showed. Raises TraceError."""
     session = RecordedSession(reader, number)
-    if not (session.info.device and session.info.memory):
+    known = None if session.info.device else known_device(reader, number)
+    if known is not None:
+        session.info = known
+    elif not (session.info.device and session.info.memory):
         raise TraceError(
-            f"{reader.path} does not say what the device was and what it read: pictures are in traces of vgpud serve"
+            f"{reader.path} does not say what the device was and what it read: pictures are in traces of vgpud serve, "
+            "and of a Bochs display in all"
         )
     device = recorded_device(session)
     if device.display is None:

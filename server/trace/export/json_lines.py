@@ -6,8 +6,10 @@ import json
 from collections.abc import Iterator
 from typing import TextIO
 
+from server.trace.pairing import DecodedMessage, walk
+from server.trace.place import Place
 from server.trace.reader import TracedEvents, TracedLook, TracedMalformed, TracedSession, TraceReader
-from server.trace.show.as_json import (
+from server.trace.text.as_json import (
     Object,
     event_objects,
     look_objects,
@@ -16,14 +18,12 @@ from server.trace.show.as_json import (
     raw_object,
     session_object,
 )
-from server.trace.show.pairing import DecodedMessage, walk
-from server.trace.show.place import Place
 
 
 def export_json(reader: TraceReader, output: TextIO) -> None:
     """Write an object per line for each session, message, memory access, interrupt and change of an area, in order.
 
-    They are those of :mod:`server.trace.show.as_json`, and messages have their ``header`` and their whole ``payload``
+    They are those of :mod:`server.trace.text.as_json`, and messages have their ``header`` and their whole ``payload``
     in hexadecimal as well. A file that was cut short is exported up to there; :attr:`TraceReader.cut_short` says so
     afterwards. Raises TraceError after what comes before the damage.
     """

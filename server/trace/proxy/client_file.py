@@ -12,12 +12,11 @@ import mmap
 import os
 import stat
 
-from server.dma.libc import filesystem_type
+from server.dma.libc import FUSE_SUPER_MAGIC, filesystem_type
 
 MAX_FILES = 1024
 """Different files that one client may back its memory with."""
 
-_FUSE_SUPER_MAGIC = 0x65735546
 _WORD = 8
 _Key = tuple[int, int, int]
 
@@ -149,7 +148,7 @@ def _key_of(fd: int) -> _Key | None:
     mode = flags & os.O_ACCMODE
     if not stat.S_ISREG(status.st_mode) or flags & (os.O_PATH | os.O_APPEND) or mode == os.O_WRONLY:
         return None
-    if filesystem_type(fd) == _FUSE_SUPER_MAGIC:
+    if filesystem_type(fd) == FUSE_SUPER_MAGIC:
         return None
     return status.st_dev, status.st_ino, mode
 

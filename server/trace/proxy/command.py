@@ -17,10 +17,9 @@ from server.exit_status import fail
 from server.notify import notify_ready
 from server.run_async import run_async
 from server.socket_path import SUN_PATH_MAX, SocketPathError, listen_at
+from server.stop_signals import stop_signals
 from server.trace.proxy.proxy import serve_proxy
 from server.trace.ring import TraceRing, parse_limit
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def run_record(arguments: argparse.Namespace) -> int:
@@ -54,7 +53,7 @@ async def _main(listener: socket.socket, ring: TraceRing, arguments: argparse.Na
     file = str(arguments.file)
     ring.when_failed = lambda error: log.warning("trace_stopped", file=file, reason=error.strerror)
     async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+        with trio.open_signal_receiver(*stop_signals()) as signals:
             nursery.start_soon(_serve, listener, ring, arguments, nursery.cancel_scope)
             log.info(
                 "listening",

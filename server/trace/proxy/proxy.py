@@ -9,15 +9,15 @@ from __future__ import annotations
 import itertools
 import os
 import socket
-import struct
 from pathlib import Path
-from typing import TypeVar
 
 import structlog
 import trio
 
 from protocol import ProtocolError
 from protocol.trace import SessionInfo
+from server.accepting import accept_client, peer_pid
+from server.first_error import first_error
 from server.log import RepeatLimit
 from server.native.message_socket import MessageSocket
 from server.trace.proxy.full_relay import MAX_FDS, FullRelay
@@ -27,11 +27,6 @@ from server.trace.recording import keep_flushing
 from server.trace.ring import TraceRing
 
 RECORDER = "vgpud trace record"
-ACCEPT_RETRY_SECONDS = 0.1
-"""Pause after accept() failed, for example because this process has no fds left."""
-
-_CREDENTIALS = struct.Struct("=iII")
-_Error = TypeVar("_Error", bound=BaseException)
 _Log = structlog.typing.FilteringBoundLogger
 
 
@@ -46,24 +41,14 @@ async def serve_proxy(
     listener.setblocking(False)
     accepting = trio.socket.from_stdlib_socket(listener)
     log = structlog.get_logger()
+    quiet = RepeatLimit(log)
     for number in itertools.count(1):
-        with await _accept(accepting, log) as client:
+        with await accept_client(accepting, quiet) as client:
             spoke = await _serve_client(
-                client, server, ring, log.bind(client=number, pid=_peer_pid(client)), full
+                client, server, ring, log.bind(client=number, pid=peer_pid(client)), full
             )
         if once and spoke:
             return
-
-
-async def _accept(accepting: trio.socket.SocketType, log: _Log) -> socket.socket:
-    while True:
-        try:
-            client, _ = await accepting.accept()
-        except OSError as error:
-            log.warning("accept_failed", reason=error.strerror)
-            await trio.sleep(ACCEPT_RETRY_SECONDS)
-        else:
-            return socket.socket(fileno=client.detach())
 
 
 async def _serve_client(client: socket.socket, path: Path, ring: TraceRing, log: _Log, full: bool) -> bool:
@@ -81,11 +66,11 @@ async def _serve_client(client: socket.socket, path: Path, ring: TraceRing, log:
         try:
             ended_by = await _relay(client, server, recorder, log, full)
         except* ProtocolError as errors:
-            log.warning("client_dropped", reason=_first(errors).reason)
+            log.warning("client_dropped", reason=first_error(errors).reason)
         except* OSError as errors:
-            log.warning("client_dropped", reason=_first(errors).strerror)
+            log.warning("client_dropped", reason=first_error(errors).strerror)
         except* Exception as errors:
-            log.warning("proxy_fault", exc_info=_first(errors))
+            log.warning("proxy_fault", exc_info=first_error(errors))
         finally:
             recorder.flush()
             log.info("client_left", ended_by=ended_by, messages=recorder.messages)
@@ -108,14 +93,3 @@ async def _relay(
         here.close()
         there.close()
     return ended_by
-
-
-def _first(errors: BaseExceptionGroup[_Error]) -> _Error:
-    error = errors.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
-
-
-def _peer_pid(client: socket.socket) -> int:
-    data = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    pid: int = _CREDENTIALS.unpack(data)[0]
-    return pid

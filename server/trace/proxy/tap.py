@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from devices.contract import Log
-from protocol import Decoder, Message, ProtocolError, max_message_size
+from protocol import Command, Decoder, Message, ProtocolError, max_message_size
 from protocol.pcapng import Direction
 from protocol.wire import Buffer
 from server.trace.fd_facts import FdFacts, MessageFacts, fd_facts
+from server.trace.proxy.seen_areas import SeenAreas
 from server.trace.recorder import Recorder
 from server.trace.recording import whole
 
@@ -38,8 +39,18 @@ class Tap:
     Of what can no longer be cut into messages, the beginning is recorded, and then nothing; that is said once.
     """
 
-    def __init__(self, recorder: Recorder, direction: Direction, log: Log, *, twin: bool = False) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        direction: Direction,
+        log: Log,
+        *,
+        twin: bool = False,
+        areas: SeenAreas | None = None,
+    ) -> None:
+        """``areas``: who is told of messages before they are passed on."""
         self._recorder = recorder
+        self._areas = areas
         self._direction = direction
         self._log = log
         self._twin = twin
@@ -61,7 +72,8 @@ class Tap:
         """
         if self._broken or not data:
             return 0
-        self._decoder.feed(data, self._look_at(fds))
+        numbers = self._look_at(fds)
+        self._decoder.feed(data, numbers)
         try:
             self._messages.extend(self._decoder)
         except ProtocolError as error:
@@ -76,6 +88,8 @@ class Tap:
                 reason=error.reason,
             )
             return 0
+        if self._areas is not None:
+            self._tell(self._areas, dict(zip(numbers, fds, strict=True)))
         ended = sum(message.header.size for message in self._messages) - self._carried
         self._carried = len(data) - ended
         begun = ended if self._carried else ended - self._messages[-1].header.size
@@ -91,6 +105,17 @@ class Tap:
         if self._malformed is not None:
             self._recorder.malformed(self._direction, *self._malformed)
             self._malformed = None
+
+    def _tell(self, areas: SeenAreas, fds: Mapping[int, int]) -> None:
+        """Tell of the messages that have been completed, with those of their ``fds`` that came just now.
+
+        What came with an earlier part of a message is the proxy's no more; short replies come whole.
+        """
+        for message in self._messages:
+            if self._direction is Direction.OUTBOUND:
+                areas.hear(message, [fds[number] for number in message.fds if number in fds])
+            elif areas and message.header.command in (Command.REGION_READ, Command.DEVICE_RESET):
+                areas.before_passing(whole(message))
 
     def _look_at(self, fds: Sequence[int]) -> Sequence[int]:
         first = self._next_fact

@@ -14,7 +14,9 @@ from protocol import HEADER_SIZE, Command, Header
 from protocol.pcapng import Direction
 from server.fds import ReceivedFds
 from server.native.message_socket import MessageSocket
+from server.trace.mapped_areas import keep_looking
 from server.trace.proxy.pump import Outlet, Pump, first_to_end, pass_on_end, receive
+from server.trace.proxy.seen_areas import SeenAreas
 from server.trace.proxy.spliced_twin import SplicedTwin, splice_twin
 from server.trace.proxy.tap import MAX_PASSED_FDS, Tap
 from server.trace.recorder import Recorder
@@ -32,19 +34,25 @@ class TransparentRelay:
         self._server = server
         self._to_client = Outlet(client)
         self._tap = functools.partial(Tap, recorder, log=log)
-        self._server_tap = self._tap(Direction.OUTBOUND)
-        self._from_client = Pump(client, Outlet(server), self._tap(Direction.INBOUND))
+        self._areas = SeenAreas(recorder)
+        self._server_tap = self._tap(Direction.OUTBOUND, areas=self._areas)
+        self._from_client = Pump(client, Outlet(server), self._tap(Direction.INBOUND, areas=self._areas))
 
     async def run(self) -> str:
         """Serve until one side has ended, and say which. Raises as :meth:`Pump.run`."""
-        async with trio.open_nursery() as nursery:
-            from_server = functools.partial(self._pass_on_from_server, nursery)
-            ended = await first_to_end(client=self._pass_on_from_client, server=from_server)
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(keep_looking, self._areas)
+                from_server = functools.partial(self._pass_on_from_server, nursery)
+                ended = await first_to_end(client=self._pass_on_from_client, server=from_server)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._areas.finish()
         return ended
 
     async def _pass_on_from_client(self) -> None:
         await self._from_client.run()
+        self._areas.finish()  # before the server hears of the end, and forgets what was drawn
         await pass_on_end(self._client, self._server)
 
     async def _pass_on_from_server(self, nursery: trio.Nursery) -> None:

@@ -14,6 +14,8 @@ from server import log as logging
 from server.exit_status import EXIT_FAILURE, fail
 from server.native.transport import TransportUnavailable
 from server.run_async import run_async
+from server.trace.output import standard_output
+from server.trace.pairing import decode
 from server.trace.reader import TraceReader
 from server.trace.replay.comparison import Comparison, Mask
 from server.trace.replay.intervals import RecordedSession, recorded_sessions
@@ -21,11 +23,9 @@ from server.trace.replay.player import ReplayOptions
 from server.trace.replay.recorded_device import recorded_device
 from server.trace.replay.replay import SHARED, Hosted, host, replay
 from server.trace.replay.report import Divergence, Report
-from server.trace.show.lines import message_line
-from server.trace.show.names import Names
-from server.trace.show.output import standard_output
-from server.trace.show.pairing import decode
-from server.trace.show.value_text import plural
+from server.trace.text.lines import message_line
+from server.trace.text.names import Names
+from server.trace.text.value_text import plural
 from server.transports import choose_transport
 
 How = Callable[..., Awaitable[Report]]

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from protocol import DmaMap, DmaUnmap, IrqAction, IrqData, SetIrqs
 from protocol.trace import TraceError
 from server.fds import ReceivedFds
+from server.trace.pairing import DecodedMessage, decode
 from server.trace.reader import TracedMessage
 from server.trace.replay.intervals import Interval
 from server.trace.replay.memory import ReplayMemory
 from server.trace.replay.server_connection import ServerConnection
-from server.trace.show.pairing import DecodedMessage, decode
 
 MAX_VECTORS = 2048
 """No PCI function has more (PCI Express Base Specification, 7.7.2, Table Size of MSI-X)."""

@@ -23,6 +23,8 @@ from server.trace.reader import TracedMessage
 
 _SHOWN = 32
 """Bytes of a value that a difference shows."""
+_SHOWN_TEXT = 400
+"""Characters of one that is no bytes: a server may have a million areas in a region."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,4 +164,5 @@ def _shown(value: object) -> str:
         if len(value) <= 8:
             return f"0x{value[::-1].hex() or '0'}"
         return f"{value[:_SHOWN].hex(' ')}{' ...' if len(value) > _SHOWN else ''} ({len(value)} bytes)"
-    return f"{value:#x}" if type(value) is int else str(value)
+    text = f"{value:#x}" if type(value) is int else str(value)
+    return f"{text[:_SHOWN_TEXT]} ..." if len(text) > _SHOWN_TEXT else text

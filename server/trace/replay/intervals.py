@@ -16,14 +16,14 @@ from server.trace.reader import (
     TracedSession,
     TraceReader,
 )
-from server.trace.show.value_text import plural
+from server.trace.text.value_text import plural
 
 MAX_ITEMS = 1 << 16
 """Messages and events that are looked at together; a longer interval goes on as one in which nothing is sent."""
 MAX_COMMANDS = 256
 """Commands that are sent before anything is looked at."""
 MAX_BYTES = 16 << 20
-"""Bytes of the messages in an interval."""
+"""Bytes in an interval that a replay has in memory until it is over; a longer one goes on as for MAX_ITEMS."""
 
 Record: TypeAlias = TracedMessage | TracedMalformed | TracedLook | TracedEvents
 Item: TypeAlias = TracedMessage | TracedMalformed | TracedLook | Access | Interrupt
@@ -44,8 +44,7 @@ class Interval:
 
     def add(self, item: Item) -> None:
         """The client said something more, or something came of what it had said."""
-        if isinstance(item, TracedMessage):
-            self.bytes += len(item.payload)
+        self.bytes += _held(item)
         if isinstance(item, TracedMessage) and _is_command(item):
             self.commands.append(item)
         else:
@@ -59,6 +58,21 @@ class Interval:
         if isinstance(item, TracedMessage) and _is_command(item):
             return bool(self.items) or len(self.commands) >= MAX_COMMANDS
         return isinstance(item, TracedMalformed) and item.inbound
+
+
+def _held(item: Item) -> int:
+    """Bytes that are in memory for ``item``.
+
+    What is stored by hash is so for what the device wrote alone, which has to be compared: anything else is read when
+    it is needed. A content may be in as many events as somebody likes, so it is not the file that bounds them.
+    """
+    if isinstance(item, Access):
+        return item.length if item.write else len(item.data or b"")
+    if isinstance(item, TracedMessage):
+        return item.held
+    if isinstance(item, TracedLook):
+        return sum(len(change.data or b"") for change in item.look.changes)
+    return len(item.malformed.data) if isinstance(item, TracedMalformed) else 0
 
 
 def _is_command(message: TracedMessage) -> bool:

@@ -16,12 +16,16 @@ from server.trace.fd_facts import FdFacts
 
 MAX_BYTES = 4 << 30
 """Memory that a trace may make a replay fill."""
-CHECK_EVERY = 256
+CHECK_EVERY = 64 << 20
+"""Bytes that are filled, in whole pages, between two looks at how many are."""
+MAX_REGIONS = 1 << 17
+"""DMA regions at a time: twice as many as a server lets be mapped that says nothing else (max_dma_maps)."""
 MAX_LEAVING = 256
 """Regions that are remembered after they were unmapped, until :meth:`ReplayMemory.settle`."""
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _BLOCK = 512
+_PAGE = 4096
 
 
 @dataclass(slots=True, eq=False)
@@ -63,7 +67,10 @@ class ReplayMemory:
         self._regions: list[_Region] = []
         """In order of address; no two overlap."""
         self._leaving: list[_Region] = []
-        self._puts = 0
+        self._filled = 0
+        """Bytes since there was a look at how many are."""
+        self.when_unmapped: Callable[[int, int], None] = _nothing
+        """Told the start and the end of what is no longer mapped, or is mapped anew."""
 
     def map(self, request: DmaMap, facts: FdFacts | None, number: int) -> int | None:
         """Add the region that message ``number`` maps; its fd, if the client had one, which stays this object's.
@@ -73,6 +80,10 @@ class ReplayMemory:
         start, end = request.address, request.address + request.size
         if start == end:
             return None
+        if len(self._regions) >= MAX_REGIONS:
+            raise TraceError(
+                f"message {number} maps one more DMA region than the {MAX_REGIONS} that are taken"
+            )
         file = self._file(request.offset + request.size, facts)
         region = _Region(start, end, file, request.offset, number)
         first, last = self._overlapping(start, end)
@@ -83,6 +94,7 @@ class ReplayMemory:
         for one in (*before, region, *behind):
             one.file.uses += 1
         self._leave(covered)
+        self.when_unmapped(start, end)
         return None if facts is None else file.fd
 
     def unmap(self, request: DmaUnmap, number: int) -> None:
@@ -111,6 +123,7 @@ class ReplayMemory:
         for region in (*self._covering(address, len(data)), *self._leaving):
             start, end = max(address, region.start), min(address + len(data), region.end)
             if start < end:
+                self._filled += end - start + 2 * _PAGE  # a page at either end may be new
                 try:
                     os.pwrite(
                         region.file.fd,
@@ -119,11 +132,8 @@ class ReplayMemory:
                     )
                 except (OSError, OverflowError) as error:
                     raise TraceError(f"guest memory at {address:#x} cannot be filled: {error}") from error
-        self._puts += 1
-        if self._puts % CHECK_EVERY == 0:
-            used = sum(os.fstat(file.fd).st_blocks * _BLOCK for file in self._open)
-            if used > MAX_BYTES:
-                raise TraceError(f"the trace fills more than {MAX_BYTES >> 30} GiB of guest memory")
+                if self._filled >= CHECK_EVERY:
+                    self._check_size()
 
     def get(self, address: int, length: int) -> bytes:
         """Read the guest's memory. Raises OSError (EINVAL) where it is not mapped."""
@@ -152,6 +162,11 @@ class ReplayMemory:
         self._files.clear()
         self._regions.clear()
         self._leaving.clear()
+
+    def _check_size(self) -> None:
+        self._filled = 0
+        if sum(os.fstat(file.fd).st_blocks * _BLOCK for file in self._open) > MAX_BYTES:
+            raise TraceError(f"the trace fills more than {MAX_BYTES >> 30} GiB of guest memory")
 
     def _file(self, need: int, facts: FdFacts | None) -> _File:
         size = need if facts is None else max(facts.size, need)
@@ -183,6 +198,8 @@ class ReplayMemory:
         leaving = [region for region in self._regions[first:last] if which(region)]
         self._regions[first:last] = [region for region in self._regions[first:last] if not which(region)]
         self._leave(leaving)
+        for region in leaving:
+            self.when_unmapped(region.start, region.end)
 
     def _leave(self, regions: list[_Region]) -> None:
         self._leaving += regions
@@ -196,6 +213,10 @@ class ReplayMemory:
         if not file.uses:
             self._open.remove(file)
             os.close(file.fd)
+
+
+def _nothing(_start: int, _end: int) -> None:
+    """Nobody wants to know."""
 
 
 def _read(region: _Region, address: int, length: int) -> bytes:

@@ -15,6 +15,7 @@ from server.trace.reader import TracedMessage, TraceReader
 from server.trace.replay.intervals import Interval
 from server.trace.replay.memory import ReplayMemory
 from server.trace.replay.memory_access import RecordedRequests, Until, shown
+from server.trace.replay.ranges import Ranges
 from server.trace.replay.report import Report
 from server.trace.replay.server_connection import MAX_DATA, ServerConnection
 from server.trace.replay.unread import Unread
@@ -22,7 +23,10 @@ from server.trace.replay.unread import Unread
 GRACE_SECONDS = 0.05
 """How long a request waits for the recording to come to it, before it is answered as one that was not recorded."""
 FOREVER = 3600.0
-PAGE_SHIFT = 12
+PAGE = 4096
+MAX_IN_PLACE = 1 << 16
+"""Ranges of pages that were looked at in place: no fewer than a picture of 256 MiB has. Beyond, they are forgotten, and
+who reads them waits for GRACE_SECONDS."""
 
 
 class MessageAccess(RecordedRequests):
@@ -38,8 +42,11 @@ class MessageAccess(RecordedRequests):
         self._memory = memory
         self._unread = Unread()
         """What the device is to read, and has not."""
-        self._in_place: set[int] = set()
-        """Pages that the device has looked at in place: it may read any part of them at any time."""
+        self._expected: _Expected | None = None
+        """What the device is to write, and has not."""
+        self._in_place = Ranges()
+        """Pages that the device has looked at in place: it may read any part of them until they are unmapped."""
+        memory.when_unmapped = self._in_place.remove
         self._impatient = False
 
     def begin(self, interval: Interval) -> None:
@@ -55,7 +62,9 @@ class MessageAccess(RecordedRequests):
         self._report.reads += 1
         start, end = access.address, access.address + len(data)
         if access.in_place:
-            self._in_place.update(range(start >> PAGE_SHIFT, (end - 1 >> PAGE_SHIFT) + 1))
+            if len(self._in_place) >= MAX_IN_PLACE:
+                self._in_place.clear()
+            self._in_place.add(start - start % PAGE, end + -end % PAGE)
         else:
             if self._unread.has(start, end) and self._holds_other(start, data):
                 await self._all_read(until)
@@ -81,7 +90,7 @@ class MessageAccess(RecordedRequests):
         """Answer the reads that the recording has come to."""
         while (message := self._server.next_request()) is not None:
             request = _decoded(message)
-            expected = isinstance(request, DmaRead) and self._may_read(request)
+            expected = self._may_read(request) if isinstance(request, DmaRead) else self._may_write(request)
             if not expected and not self._impatient:
                 return GRACE_SECONDS
             self._impatient = False
@@ -90,7 +99,11 @@ class MessageAccess(RecordedRequests):
             if isinstance(request, DmaRead):
                 await self._read(channel, message, request)
             elif isinstance(request, DmaWrite):
-                await self._unexpected(channel, message, request)
+                await self._wrote(channel, message, request)
+                if expected and self._expected is None:
+                    return (
+                        FOREVER  # what comes next in the recording is there before the server's next request
+                    )
             else:
                 self._report.diverged(f"the server sent command {message.header.command}")
                 await self._server.answer(channel, message, errno.ENOSYS)
@@ -102,41 +115,30 @@ class MessageAccess(RecordedRequests):
 
     async def _expect(self, address: int, data: bytes, until: Until) -> None:
         """The server has to write ``data`` at ``address``, in as many pieces as it likes."""
-        what = f"the server did not write {shown(data)} to guest address {address:#x}"
-        while data:
-            await until(self._writes_next, what)
-            channel, message = self._server.take_request()
-            request = _decoded(message)
-            assert isinstance(request, DmaWrite)  # noqa: S101 - what was waited for
-            if request.address != address or not data.startswith(request.data):
-                if await self._harmless(channel, message, request):
-                    continue
-                self._report.diverged(_written_otherwise(address, data, request))
-                await self._write(channel, message, request)
-                return
-            await self._write(channel, message, request)
-            address += len(request.data)
-            data = data[len(request.data) :]
-
-    def _writes_next(self) -> bool:
-        message = self._server.next_request()
-        return message is not None and isinstance(_decoded(message), DmaWrite)
-
-    async def _unexpected(self, channel: Channel, message: Message, request: DmaWrite) -> None:
-        if not await self._harmless(channel, message, request):
-            self._report.diverged(
-                f"the server wrote {shown(request.data)} to guest address {request.address:#x}, which it did not"
+        if not data:
+            return
+        self._expected = _Expected(address, data)
+        try:
+            await until(
+                lambda: self._expected is None,
+                f"the server did not write {shown(data)} to guest address {address:#x}",
             )
-            await self._write(channel, message, request)
+        finally:
+            self._expected = None
 
-    async def _harmless(self, channel: Channel, message: Message, request: DmaWrite) -> bool:
-        """Whether a write leaves memory as it is: then nobody can tell, and it is answered."""
-        if self._holds_other(request.address, request.data):
-            return False
-        await self._write(channel, message, request)
-        return True
-
-    async def _write(self, channel: Channel, message: Message, request: DmaWrite) -> None:
+    async def _wrote(self, channel: Channel, message: Message, request: DmaWrite) -> None:
+        """The server writes: what was recorded, or else what nobody can tell, or a divergence."""
+        expected = self._expected
+        if expected is not None and expected.begins_with(request):
+            if expected.take(len(request.data)):
+                self._expected = None
+        elif self._holds_other(request.address, request.data):
+            self._expected = None
+            self._report.diverged(
+                _written_otherwise(expected.address, bytes(expected.data), request)
+                if expected is not None
+                else f"the server wrote {shown(request.data)} to guest address {request.address:#x}, which it did not"
+            )
         self._memory.put(request.address, request.data)
         await self._server.answer(channel, message, DmaWriteReply(request.address, len(request.data)))
 
@@ -155,15 +157,34 @@ class MessageAccess(RecordedRequests):
         start, end = request.address, request.address + request.count
         if self._unread.has(start, end):
             return True
-        return request.count > 0 and self._in_place.issuperset(
-            range(start >> PAGE_SHIFT, (end - 1 >> PAGE_SHIFT) + 1)
-        )
+        return start < end and self._in_place.covers(start, end)
+
+    def _may_write(self, request: object) -> bool:
+        return isinstance(request, DmaWrite) and self._expected is not None
 
     def _holds_other(self, address: int, data: bytes) -> bool:
         try:
             return self._memory.get(address, len(data)) != data
         except OSError:
             return True
+
+
+class _Expected:
+    """What the server is to write, as far as it has not."""
+
+    def __init__(self, address: int, data: bytes) -> None:
+        self.address = address
+        self.data = memoryview(data)
+
+    def begins_with(self, request: DmaWrite) -> bool:
+        """Whether this is what is written, or the first part of it."""
+        return request.address == self.address and self.data[: len(request.data)] == request.data
+
+    def take(self, length: int) -> bool:
+        """So many bytes are written; whether nothing is left."""
+        self.address += length
+        self.data = self.data[length:]
+        return not self.data
 
 
 def _decoded(message: Message) -> object:

@@ -11,6 +11,8 @@ import trio
 from protocol import HEADER, GetRegionInfo, Message, Version
 from protocol.trace import Access, Interrupt
 from server.fds import ReceivedFds
+from server.first_error import first_error
+from server.trace.pairing import DecodedMessage, Pairing, decode
 from server.trace.reader import TracedLook, TracedMalformed, TracedMessage
 from server.trace.replay.commands import Commands, Planned
 from server.trace.replay.comparison import Comparison
@@ -19,11 +21,10 @@ from server.trace.replay.memory import ReplayMemory
 from server.trace.replay.memory_access import MemoryAccess
 from server.trace.replay.pace import Pace
 from server.trace.replay.report import Report
-from server.trace.replay.server_areas import ServerAreas
+from server.trace.replay.server_areas import AreasRefused, ServerAreas
 from server.trace.replay.server_connection import ServerConnection, ServerGone
-from server.trace.show.names import Names
-from server.trace.show.pairing import DecodedMessage, Pairing, decode
-from server.trace.show.value_text import plural
+from server.trace.text.names import Names
+from server.trace.text.value_text import plural
 
 MAX_PATIENCE = 10
 """How many times the timeout one thing may take of a server that asks for memory meanwhile."""
@@ -219,7 +220,14 @@ class Player:
             if isinstance(asked, Version):
                 self._server.agreed(asked, reply)
             elif isinstance(asked, GetRegionInfo):
-                self._areas.offered(reply.payload, reply.fds)
+                self._offered(reply, recorded)
+
+    def _offered(self, reply: Message, recorded: TracedMessage) -> None:
+        """The server has described a region."""
+        try:
+            self._areas.offered(reply.payload, reply.fds)
+        except AreasRefused as refused:
+            self._report.diverged(str(refused), recorded)
 
     async def _interrupt(self, event: Interrupt) -> None:
         vector = (event.index, event.vector)
@@ -259,9 +267,12 @@ class Player:
             finished = True
             self._server.nudge()
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(run)
-            await self._until(lambda: finished, "what was to be done meanwhile was not done")
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run)
+                await self._until(lambda: finished, "what was to be done meanwhile was not done")
+        except* Exception as errors:
+            raise first_error(errors) from None
 
     def _check_rest(self) -> None:
         """Nothing may have come that was not recorded."""

@@ -7,7 +7,7 @@ from devices.models import MODELS
 from devices.registry import OptionError, create_device, size
 from protocol.trace import TraceError
 from server.trace.replay.intervals import RecordedSession
-from server.trace.show.names import printable
+from server.trace.text.names import printable
 
 MAX_SIZE = 1 << 30
 """Bytes of memory that a trace may have a device take."""

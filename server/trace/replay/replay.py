@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +16,9 @@ from trio.testing import wait_all_tasks_blocked
 
 from devices.contract import Device
 from server.engine import Engine
+from server.first_error import first_error
 from server.native.serve import ConnectionOptions, serve_connection
 from server.native.transport import Transport
-from server.trace.reader import TraceReader
 from server.trace.replay.comparison import Comparison
 from server.trace.replay.intervals import RecordedSession
 from server.trace.replay.memory import ReplayMemory
@@ -77,39 +79,35 @@ async def replay(
     report = Report() if report is None else report
     options = options or ReplayOptions()
     guest, areas = ReplayMemory(), ServerAreas(session.reader)
-    how = choose_memory(session, memory)
+    kind = MessageAccess if choose_memory(session, memory) == MESSAGE else SharedAccess
     try:
-        async with trio.open_nursery() as nursery:
-            sock = await _connect(server, nursery)
-            connection = ServerConnection(sock, nursery, options.timeout)
-            access = _access(how, session.reader, guest, connection, report)
-            player = Player(
-                session,
-                connection,
-                guest,
-                areas,
-                access,
-                comparison or Comparison(),
-                options,
-                report,
-            )
+        async with _connected(server, options) as connection:
+            access: MemoryAccess = kind(session.reader, guest, connection, report)
+            comparison = comparison or Comparison()
+            player = Player(session, connection, guest, areas, access, comparison, options, report)
             if isinstance(server, Hosted):
                 player.settled = wait_all_tasks_blocked
-            if when_done is not None:
-                player.when_done = when_done
-            if when_looked is not None:
-                player.when_looked = when_looked
-            try:
-                await player.play()
-            finally:
-                connection.close()
-                nursery.cancel_scope.cancel()
+            player.when_done = when_done or player.when_done
+            player.when_looked = when_looked or player.when_looked
+            await player.play()
     except* Exception as errors:
-        raise _first(errors) from None
+        raise first_error(errors) from None
     finally:
         guest.close()
         areas.close()
     return report
+
+
+@asynccontextmanager
+async def _connected(server: Path | Hosted, options: ReplayOptions) -> AsyncIterator[ServerConnection]:
+    """A connection to ``server``, which ends with the block. Raises OSError, and groups of what is raised in it."""
+    async with trio.open_nursery() as nursery:
+        connection = ServerConnection(await _connect(server, nursery), nursery, options.timeout)
+        try:
+            yield connection
+        finally:
+            connection.close()
+            nursery.cancel_scope.cancel()
 
 
 async def _connect(server: Path | Hosted, nursery: trio.Nursery) -> socket.socket:
@@ -125,15 +123,3 @@ async def _connect(server: Path | Hosted, nursery: trio.Nursery) -> socket.socke
         reason = _WHY_NOT.get(error.errno or errno.ENAMETOOLONG, error.strerror)
         raise OSError(error.errno or errno.ENAMETOOLONG, reason, os.fspath(server)) from error
     return socket.socket(fileno=stream.socket.detach())
-
-
-def _access(
-    how: str, reader: TraceReader, guest: ReplayMemory, connection: ServerConnection, report: Report
-) -> MemoryAccess:
-    kind = MessageAccess if how == MESSAGE else SharedAccess
-    return kind(reader, guest, connection, report)
-
-
-def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
-    error = errors.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error

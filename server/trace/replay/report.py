@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+from server.trace.pairing import DecodedMessage
 from server.trace.reader import TracedMessage
-from server.trace.show.pairing import DecodedMessage
 
 CONTEXT = 6
 """Messages before a divergence that are shown with it."""
@@ -58,7 +58,8 @@ class Report:
         if self.first is None:
             self.first = Divergence(at, what, tuple(self._recent))
         elif len(self.more) < MAX_KEPT - 1:
-            self.more.append(Divergence(at, what))
+            # Its number is all that is shown, and a payload may be large.
+            self.more.append(Divergence(at and replace(at, payload=memoryview(b"")), what))
 
     def stop(self, why: str) -> None:
         """What cannot be gone on from."""

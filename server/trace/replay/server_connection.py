@@ -32,6 +32,8 @@ MAX_HELD = 64 << 20
 """Bytes of messages that wait to be taken; the server's next ones stay in its socket."""
 MESSAGE_COST = 1 << 10
 """Bytes that a message counts beside its payload."""
+MAX_HELD_FDS = 128
+"""Fds that came with such messages."""
 MAX_FLOOD = 64
 """Messages that are taken from the socket before others have their turn."""
 _CLOSED = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
@@ -159,7 +161,8 @@ class ServerConnection:
             index = agree(request, Version.unpack(reply.payload)).twin_socket_fd
         except ProtocolError:
             return  # an answer that makes no sense is for somebody else to report
-        if index is not None and index < len(reply.fds):
+        # Another one in place of the first would be for a server with two handshakes, which the protocol does not have.
+        if self._twin is None and index is not None and index < len(reply.fds):
             twin = socket.fromfd(reply.fds[index], socket.AF_UNIX, socket.SOCK_STREAM)
             self._twin = Channel(twin, max_message_size(MAX_DATA), max_fds=0)
             self._nursery.start_soon(self._listen, self._twin)
@@ -229,7 +232,8 @@ class ServerConnection:
             self._replies.setdefault(header.message_id, deque()).append(message)
         else:
             ReceivedFds(message.fds).close()  # nothing that a server asks for has any
-            self._requests.append((channel, message._replace(fds=())))
+            message = message._replace(fds=())
+            self._requests.append((channel, message))
         self._held += _cost(message)
 
     async def _count(self, index: int, vector: int, watch: _Watch) -> None:
@@ -248,4 +252,4 @@ class ServerConnection:
 
 
 def _cost(message: Message) -> int:
-    return MESSAGE_COST + len(message.payload)
+    return MESSAGE_COST + len(message.payload) + MAX_HELD // MAX_HELD_FDS * len(message.fds)

@@ -8,6 +8,8 @@ sent something else.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from protocol.trace import Access
 from server.trace.reader import TraceReader
 from server.trace.replay.intervals import Interval
@@ -19,6 +21,8 @@ from server.trace.replay.sparse_bytes import SparseBytes
 
 POLL_SECONDS = 0.0005
 """Memory changes without a word, so it is looked at again and again."""
+LINE = 64
+"""Bytes that are looked at one after another where a longer run is not there: so it is said which are missing."""
 
 
 class SharedAccess(RecordedRequests):
@@ -60,12 +64,16 @@ class SharedAccess(RecordedRequests):
     async def finish(self, until: Until) -> None:
         """What the device wrote has to be there. Raises what ``until`` raises."""
         for address, data in self._written.runs():
-            if not self._memory.found(address, len(data)):
-                self._report.diverged(
-                    f"guest address {address:#x}, where the recorded server wrote, is not mapped"
-                )
-            elif data not in self._memory.found(address, len(data)):
-                await self._wait_for(address, data, until)
+            if data in self._memory.found(address, len(data)):
+                continue
+            for at, line in _lines(address, data):
+                found = self._memory.found(at, len(line))
+                if not found:
+                    self._report.diverged(
+                        f"guest address {at:#x}, where the recorded server wrote, is not mapped"
+                    )
+                elif line not in found:
+                    await self._wait_for(at, line, until)
 
     async def _wait_for(self, address: int, data: bytes, until: Until) -> None:
         def there() -> bool:
@@ -79,3 +87,12 @@ class SharedAccess(RecordedRequests):
 
     def lost_patience(self) -> None:
         """Look again."""
+
+
+def _lines(address: int, data: bytes) -> Iterator[tuple[int, bytes]]:
+    """``data`` in pieces that end where a line does, by address."""
+    start = 0
+    while start < len(data):
+        end = start + LINE - (address + start) % LINE
+        yield address + start, data[start:end]
+        start = end

@@ -2,70 +2,102 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 
-LINE = 64
+PAGE = 4096
+
+
+class _Page:
+    """What is known within a page: runs of bytes by where they start, in order; no two overlap."""
+
+    __slots__ = ("runs", "starts")
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.runs: list[bytes] = []
+
+    def overlapping(self, start: int, end: int) -> range:
+        """Which runs have a byte of a range."""
+        first = bisect_right(self.starts, start)
+        if first and self.starts[first - 1] + len(self.runs[first - 1]) > start:
+            first -= 1
+        return range(first, max(first, bisect_left(self.starts, end)))
+
+    def replace(self, start: int, end: int, data: bytes) -> None:
+        """Of a range nothing is known any more but ``data``, which begins there or is empty."""
+        old = self.overlapping(start, end)
+        kept = [(start, data)]
+        if old:
+            first, last = old[0], old[-1]
+            kept.insert(0, (self.starts[first], self.runs[first][: max(start - self.starts[first], 0)]))
+            kept.append((end, self.runs[last][end - self.starts[last] :]))
+        kept = [(at, run) for at, run in kept if run]
+        self.starts[old.start : old.stop] = [at for at, _ in kept]
+        self.runs[old.start : old.stop] = [run for _, run in kept]
 
 
 class SparseBytes:
-    """What is known of some bytes, and which these are."""
+    """What is known of some bytes, and which these are: little more than the bytes themselves."""
 
     def __init__(self) -> None:
-        self._lines: dict[int, tuple[bytearray, bytearray]] = {}
-        """The bytes of each line, and 1 for each that is known."""
-
-    def __bool__(self) -> bool:
-        return bool(self._lines)
+        self._pages: dict[int, _Page] = {}
 
     def put(self, address: int, data: bytes) -> None:
         """These bytes are known from now on."""
-        for line, start, part in _pieces(address, data):
-            values, known = self._lines.setdefault(line, (bytearray(LINE), bytearray(LINE)))
-            values[start : start + len(part)] = part
-            known[start : start + len(part)] = b"\1" * len(part)
+        for number, start, part in _pieces(address, data):
+            page = self._pages.get(number)
+            if page is None:
+                page = self._pages[number] = _Page()
+            page.replace(start, start + len(part), part)
 
     def drop(self, address: int, length: int) -> None:
         """These are no longer known."""
-        for line, start, part in _pieces(address, bytes(length)):
-            if line in self._lines:
-                self._lines[line][1][start : start + len(part)] = part
+        for number in range(address // PAGE, -(-(address + length) // PAGE)):
+            if number in self._pages:
+                start = max(address - number * PAGE, 0)
+                self._pages[number].replace(start, min(address + length - number * PAGE, PAGE), b"")
 
     def differs(self, address: int, data: bytes) -> bool:
         """Whether any of the bytes that are known is another one in ``data``."""
-        for line, start, part in _pieces(address, data):
-            if line in self._lines:
-                values, known = self._lines[line]
-                for index, byte in enumerate(part, start):
-                    if known[index] and values[index] != byte:
-                        return True
+        for number, start, part in _pieces(address, data):
+            for at, run in self._known(number, start, start + len(part)):
+                if run != part[at - start : at - start + len(run)]:
+                    return True
         return False
 
     def missing(self, address: int, data: bytes) -> Iterator[tuple[int, bytes]]:
         """The parts of ``data`` that are for bytes which are not known."""
-        for line, start, part in _pieces(address, data):
-            known = self._lines[line][1] if line in self._lines else bytes(LINE)
-            at = known.find(0, start, start + len(part))
-            while at >= 0:
-                end = known.find(1, at, start + len(part))
-                end = start + len(part) if end < 0 else end
-                yield line * LINE + at, part[at - start : end - start]
-                at = known.find(0, end, start + len(part))
+        for number, start, part in _pieces(address, data):
+            done = start
+            for at, run in self._known(number, start, start + len(part)):
+                if done < at:
+                    yield number * PAGE + done, part[done - start : at - start]
+                done = at + len(run)
+            if done < start + len(part):
+                yield number * PAGE + done, part[done - start :]
 
     def runs(self) -> Iterator[tuple[int, bytes]]:
-        """Everything that is known, as address and bytes."""
-        for line, (values, known) in self._lines.items():
-            start = known.find(1)
-            while start >= 0:
-                end = known.find(0, start)
-                end = LINE if end < 0 else end
-                yield line * LINE + start, bytes(values[start:end])
-                start = known.find(1, end)
+        """Everything that is known, as address and bytes; no run is in more than one page."""
+        for number, page in self._pages.items():
+            for start, run in zip(page.starts, page.runs, strict=True):
+                yield number * PAGE + start, run
+
+    def _known(self, number: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+        """What is known of a part of a page, by place in the page."""
+        page = self._pages.get(number)
+        if page is None:
+            return
+        for index in page.overlapping(start, end):
+            at, run = page.starts[index], page.runs[index]
+            yield max(at, start), run[max(start - at, 0) : end - at]
 
 
 def _pieces(address: int, data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """``data`` page by page: the number of the page, where in it, and what."""
     done = 0
     while done < len(data):
-        line, start = divmod(address + done, LINE)
-        part = data[done : done + LINE - start]
-        yield line, start, part
+        number, start = divmod(address + done, PAGE)
+        part = data[done : done + PAGE - start]
+        yield number, start, part
         done += len(part)

@@ -4,36 +4,60 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TextIO
 
+from protocol.trace import TraceError
+from server.trace.output import standard_output, warn_cut_short
+from server.trace.pairing import DecodedMessage, walk
+from server.trace.place import Place
 from server.trace.reader import TracedEvents, TracedLook, TracedMalformed, TracedSession, TraceReader
-from server.trace.show.as_json import event_objects, look_objects, malformed_object, message_object
-from server.trace.show.lines import event_line, look_lines, malformed_line, message_line, session_line
-from server.trace.show.output import standard_output, warn_cut_short
-from server.trace.show.pairing import DecodedMessage, walk
-from server.trace.show.place import Place
+from server.trace.show.follow import open_followed
 from server.trace.show.selection import Selection
 from server.trace.show.statistics import Statistics, report
+from server.trace.text.as_json import event_objects, look_objects, malformed_object, message_object
+from server.trace.text.lines import event_line, look_lines, malformed_line, message_line, session_line
 
 
 def run_show(arguments: argparse.Namespace) -> int:
     """Print a trace; the exit status. Raises TraceError, after what comes before the damage, and OSError."""
     selection = Selection.parse(arguments)
-    with TraceReader(arguments.file) as reader:
+    if arguments.follow:
+        _refuse_ends(arguments)
+    with _reader(arguments) as reader:
         with standard_output() as output:
             if arguments.stats:
                 _summarise(reader, selection, output)
             elif arguments.json:
-                _print(_objects(reader, selection, arguments.events), output)
+                _print(_objects(reader, selection, arguments.events), output, at_once=arguments.follow)
             else:
-                _print(_lines(reader, selection, arguments.events, arguments.absolute), output)
+                lines = _lines(reader, selection, arguments.events, arguments.absolute)
+                _print(lines, output, at_once=arguments.follow)
         warn_cut_short(reader)
     return 0
 
 
-def _print(lines: Iterable[str], output: TextIO) -> None:
-    output.writelines(line + "\n" for line in lines)
+def _refuse_ends(arguments: argparse.Namespace) -> None:
+    for option, given in (("--stats", arguments.stats), ("--until", arguments.until is not None)):
+        if given:
+            raise TraceError(f"--follow goes on until the recording ends: it does not go with {option}")
+
+
+def _reader(arguments: argparse.Namespace) -> TraceReader:
+    if arguments.follow:
+        return open_followed(arguments.file, sys.stdout, contents=arguments.events)
+    return TraceReader(arguments.file)
+
+
+def _print(lines: Iterable[str], output: TextIO, *, at_once: bool = False) -> None:
+    """``at_once``: each line when it is known, for somebody who waits for it."""
+    if not at_once:
+        output.writelines(line + "\n" for line in lines)
+        return
+    for line in lines:
+        output.write(line + "\n")
+        output.flush()
 
 
 def _summarise(reader: TraceReader, selection: Selection, output: TextIO) -> None:

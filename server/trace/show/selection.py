@@ -17,10 +17,10 @@ from protocol import (
     RegionWriteReply,
 )
 from protocol.trace import TraceError
+from server.trace.pairing import DecodedMessage, Unanswered, Walked, time_of
+from server.trace.place import Place
 from server.trace.reader import TracedMalformed, TracedSession
-from server.trace.show.names import Names
-from server.trace.show.pairing import DecodedMessage, Unanswered, Walked, time_of
-from server.trace.show.place import Place
+from server.trace.text.names import Names
 
 _NS = 1_000_000_000
 

@@ -10,11 +10,11 @@ from typing import Final, NamedTuple
 
 from protocol import HEADER_SIZE, Command
 from protocol.trace import Access
+from server.trace.pairing import DecodedMessage, Unanswered, Walked
 from server.trace.reader import TracedEvents, TracedLook, TracedMalformed, TracedSession
 from server.trace.show.histogram import Histogram
-from server.trace.show.names import Names, command_name
-from server.trace.show.pairing import DecodedMessage, Unanswered, Walked
-from server.trace.show.value_text import plural
+from server.trace.text.names import Names, command_name
+from server.trace.text.value_text import plural
 
 GAPS: Final = 5
 """How many of the longest gaps are kept."""

@@ -219,6 +219,25 @@ def test_a_queue_works_again_after_a_reset_that_interrupted_it() -> None:
     assert len(again.collect(0)) == 1
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_resets_between_kicks_leave_one_run_that_has_not_begun(begun: bool) -> None:
+    host = StepHost(shared=False)
+    pci = VirtioPci(device := EchoDevice())
+    for _ in range(5):
+        driver = VirtioDriver(pci, host).start()
+        offer(driver, b"lost")
+        driver.kick(0)
+        if begun and len(host.waiting) == 1:
+            assert isinstance(host.step(), ReadMessage)
+    again = VirtioDriver(pci, host, heap=0x40000).start()
+    target = offer(again, b"one")
+    again.kick(0)
+    assert len(host.waiting) == 1 + begun
+    host.run()
+    assert [request for _, request in device.handled] == [b"one"]
+    assert again.peek(target, 3) == b"eno"
+
+
 def test_disconnecting_lets_go_of_memory_and_keeps_the_place_in_the_ring() -> None:
     host = FakeHost()
     device = EchoDevice()

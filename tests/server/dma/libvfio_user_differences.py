@@ -8,8 +8,9 @@ from functools import partial
 from typing import NamedTuple
 
 from server.dma.address_space import PAGE_SIZE
+from tests.fds import open_fds
 from tests.server.dma.both_sides import OK, BothSides, Outcomes, outcome, written_by
-from tests.server.dma.support import READ, READ_WRITE, WRITE, memfd, open_fds
+from tests.server.dma.support import READ, READ_WRITE, WRITE, memfd
 
 BASE = 16 * PAGE_SIZE
 """Where the tests map memory."""

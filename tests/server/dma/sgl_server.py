@@ -27,7 +27,7 @@ from protocol import (
 )
 from server.guest.cache import cache_dir
 
-TIMEOUT = 20.0
+TIMEOUT = 120.0
 """Seconds after which a wait for the server has failed: it answers at once, or never."""
 
 _SOURCE = Path(__file__).parent / "c" / "sgl_server.c"

@@ -33,11 +33,6 @@ def memfd(pages: int, *, first: int = 0, sealable: bool = True) -> int:
     return fd
 
 
-def open_fds() -> int:
-    """How many fds this process has."""
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 def mappings() -> int:
     """How many mappings of tests' memfds this process has."""
     return Path("/proc/self/maps").read_text().count("memfd:guest")

@@ -15,6 +15,7 @@ import pytest
 from devices.work import run_to_completion
 from protocol import DmaWrite
 from server.dma.address_space import PAGE_SIZE
+from tests.fds import open_fds
 from tests.server.dma.both_sides import OK, SAME_ERROR, BothSides, read_by, written_by
 from tests.server.dma.libvfio_user_differences import (
     BASE,
@@ -24,7 +25,7 @@ from tests.server.dma.libvfio_user_differences import (
     Difference,
 )
 from tests.server.dma.sgl_server import SglServer, build, pattern
-from tests.server.dma.support import READ, READ_WRITE, WRITE, memfd, open_fds, page_of
+from tests.server.dma.support import READ, READ_WRITE, WRITE, memfd, page_of
 
 
 @pytest.fixture(scope="module")
@@ -181,11 +182,13 @@ def test_pages_that_were_given_back_after_writing_are_the_same_dirty_pages(both:
 
 def test_neither_keeps_fds_of_what_is_unmapped(both: BothSides) -> None:
     assert both.map(BASE, PAGE_SIZE) == OK
+    both.check_same_regions()  # what the library does behind its reply, it has done when it answers this
     before = both.library.open_fds, open_fds()
     for page in range(1, 5):
         assert both.map(BASE + page * PAGE_SIZE, PAGE_SIZE, offset=page * PAGE_SIZE) == OK
     for page in range(1, 5):
         assert both.unmap(BASE + page * PAGE_SIZE, PAGE_SIZE) == OK
+    both.check_same_regions()
     assert (both.library.open_fds, open_fds()) == before
 
 

@@ -15,18 +15,8 @@ from server.dma import backing as backing_module
 from server.dma.address_space import PAGE_SIZE
 from server.dma.backing import BackingFile, BackingFiles
 from server.dma.errors import DmaError
-from tests.server.dma.support import (
-    READ,
-    READ_WRITE,
-    WRITE,
-    Client,
-    keep,
-    mappings,
-    memfd,
-    open_fds,
-    page_of,
-    pages,
-)
+from tests.fds import open_fds
+from tests.server.dma.support import READ, READ_WRITE, WRITE, Client, keep, mappings, memfd, page_of, pages
 
 F_SEAL_FUTURE_WRITE = 0x10
 

@@ -14,17 +14,8 @@ from devices.work import ReadMessage, Request, WriteMessage, run_to_completion
 from server.dma.address_space import PAGE_SIZE
 from server.dma.domains.soft import SMALLEST_APERTURE, SoftDomain
 from server.dma.errors import DmaError
-from tests.server.dma.support import (
-    READ,
-    READ_WRITE,
-    WRITE,
-    Client,
-    keep,
-    mappings,
-    open_fds,
-    page_of,
-    pages,
-)
+from tests.fds import open_fds
+from tests.server.dma.support import READ, READ_WRITE, WRITE, Client, keep, mappings, page_of, pages
 
 TOP = 1 << 64
 

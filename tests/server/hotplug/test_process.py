@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from server.hotplug.process import PASSED, Process, find_process
-from tests.server.running import open_fds
+from tests.fds import open_fds
 
 SECONDS = 20.0
 STUBBORN = """

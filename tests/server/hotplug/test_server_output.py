@@ -9,7 +9,7 @@ import pytest
 
 from server.hotplug.errors import LONGEST_REASON, HotplugError
 from server.hotplug.server_output import server_output
-from tests.server.running import open_fds
+from tests.fds import open_fds
 
 
 @pytest.fixture(params=["pipe", "file"])

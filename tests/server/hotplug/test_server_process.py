@@ -19,7 +19,7 @@ from server.hotplug.server_process import ServerOptions, find_server, started
 from server.trace.reader import TracedSession, TraceReader
 from tests.server.hotplug.fake_qemu import FakeQemu, refuses, returns, talking_to
 from tests.server.hotplug.vfio_user_qemu import vfio_user_qemu
-from tests.server.running import open_fds
+from tests.fds import open_fds
 
 SECONDS = 20.0
 ENDED_WITHOUT_READER = (0, 120)

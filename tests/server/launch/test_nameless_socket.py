@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from server.launch.nameless_socket import nameless_socket
-from tests.server.running import open_fds
+from tests.fds import open_fds
 
 CONNECT = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
 

@@ -13,7 +13,7 @@ import trio
 from server.launch import process
 from server.launch.process import Process, end_with_lifeline, end_with_parent, lifeline, start
 from tests.server.launch.fake_qemu import SECONDS
-from tests.server.running import open_fds
+from tests.fds import open_fds
 
 PAUSE = [sys.executable, "-c", "import signal; print('ready', flush=True); signal.pause()"]
 STUBBORN = [

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from server.launch.signals import Signal, held_back
-from tests.server.running import open_fds
+from tests.fds import open_fds
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -7,9 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.server.transports.conftest import _no_fd_leaks, device, log
+from tests.server.transports.conftest import device, log
 
-__all__ = ["_no_fd_leaks", "device", "log"]
+__all__ = ["device", "log"]
+
+
+@pytest.fixture(autouse=True)
+def _fds_are_given_back(no_fd_leaks: None) -> None:
+    """Of every test here."""
 
 
 @pytest.fixture(autouse=True)

@@ -29,8 +29,9 @@ from protocol import (
 from protocol.codec import PackableRequest
 from server.libvfio_user.context import Context
 from server.libvfio_user.library import MAX_DMA_REGIONS_OF_OLDER, load_library
+from tests.fds import open_fds
 from tests.server.register_device import BAR0, CONFIG, PAGE, RegisterDevice
-from tests.server.running import mappings, open_fds
+from tests.server.running import mappings
 
 VERSION = Version(0, 0, Capabilities(max_msg_fds=16, max_data_xfer_size=1 << 20))
 MAP_FLAGS = DmaMapFlags.READ | DmaMapFlags.WRITE

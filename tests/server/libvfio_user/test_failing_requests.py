@@ -17,8 +17,9 @@ from protocol.codec import PackableRequest
 from server.libvfio_user.library import Library, load_library
 from server.libvfio_user.transport import LibraryTransport
 from server.native.serve import ConnectionOptions
+from tests.fds import open_fds
 from tests.server.register_device import CONFIG, PAGE, RegisterDevice
-from tests.server.running import Server, open_fds, running_server
+from tests.server.running import Server, running_server
 from tests.server.transports.raw import RawClient, greeted_client
 from tests.server.transports.test_dma import memfd
 from tests.server.transports.test_endurance import until_left
@@ -71,7 +72,7 @@ async def is_answered_or_dropped(
     client: RawClient, request: PackableRequest, fds: Sequence[int] = ()
 ) -> bool:
     """Whether an answer came; the test fails where neither an answer nor the end comes."""
-    with trio.fail_after(3):
+    with trio.fail_after(60):
         try:
             await client.ask(request, fds)
         except (ConnectionResetError, BrokenPipeError):

@@ -31,8 +31,9 @@ from server.libvfio_user.transport import LibraryTransport
 from server.native.serve import ConnectionOptions
 from server.native.transport import TransportUnavailable
 from server.transports import choose_transport
+from tests.fds import open_fds
 from tests.server.register_device import BAR0, CONFIG, PAGE, RegisterDevice
-from tests.server.running import Server, mappings, open_fds, running_server
+from tests.server.running import Server, mappings, running_server
 from tests.server.transports.raw import RawClient, error_of, greeted_client, raw_client
 from tests.server.transports.test_dma import memfd
 from tests.server.transports.test_endurance import keep, until_left

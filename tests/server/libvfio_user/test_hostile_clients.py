@@ -31,8 +31,9 @@ from protocol import (
     encode_request,
 )
 from protocol.codec import PackableRequest
+from tests.fds import open_fds
 from tests.server.register_device import BAR0, CONFIG, PAGE, RegisterDevice
-from tests.server.running import Server, open_fds, running_server, with_transport
+from tests.server.running import Server, running_server, with_transport
 from tests.server.transports.raw import RawClient, error_of, greeted_client
 from tests.server.transports.test_dma import memfd
 from tests.server.transports.test_endurance import keep, until_left
@@ -252,7 +253,7 @@ async def test_a_client_that_closes_while_more_of_its_requests_wait_ends_only_it
         write = encode_request(1, RegionWrite(DIE, BAR0, b"1234"))
         await client.send(write + encode_request(2, RegionRead(0, CONFIG, 4)) * 3)
         # The device closes the socket while this task may be waiting for it.
-        with trio.fail_after(10), contextlib.suppress(trio.ClosedResourceError):
+        with trio.fail_after(60), contextlib.suppress(trio.ClosedResourceError):
             while client.sock.fileno() >= 0 and not await client.ended():
                 pass
     await until_left(server)
@@ -288,7 +289,7 @@ async def test_a_client_that_is_killed_inside_a_callback_leaves_nothing_behind(
                 killed.set()  # noqa: B023
 
             device.on_write[DIE] = die
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 await killed.wait()
         await until_left(server)
         assert pins[-1].revoked

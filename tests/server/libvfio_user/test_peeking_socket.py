@@ -12,7 +12,7 @@ import trio.testing
 
 from protocol import HEADER_SIZE
 from server.libvfio_user.peeking_socket import PEEK_SIZE, PeekingSocket
-from tests.server.running import open_fds
+from tests.fds import open_fds
 
 MAX_FDS = 4
 

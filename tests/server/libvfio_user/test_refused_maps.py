@@ -11,8 +11,9 @@ from protocol import DmaMap, DmaMapFlags, DmaUnmap, RegionRead
 from server.libvfio_user.library import MAX_DMA_REGIONS_OF_OLDER, load_library
 from server.libvfio_user.transport import LibraryTransport
 from server.native.serve import ConnectionOptions
+from tests.fds import open_fds
 from tests.server.register_device import CONFIG, PAGE, RegisterDevice
-from tests.server.running import Server, mappings, open_fds, running_server
+from tests.server.running import Server, mappings, running_server
 from tests.server.transports.raw import error_of, greeted_client
 from tests.server.transports.test_dma import memfd
 

@@ -25,8 +25,8 @@ from protocol.trace import SessionInfo
 from server.client import open_client
 from server.client.requests import RemoteError
 from server.dma.limits import PinLimits
+from server.durations import BOUNDS
 from server.metrics.device import device_families
-from server.metrics.durations import BOUNDS
 from server.metrics.exposition import prometheus_text
 from server.metrics.process import start_time
 from server.native.serve import ConnectionOptions

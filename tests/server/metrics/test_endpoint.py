@@ -11,9 +11,9 @@ from trio.testing import MockClock
 
 from server.client import open_client
 from server.metrics.endpoint import EXCHANGE_SECONDS, MAX_CONNECTIONS, MAX_HEAD, PACE_SECONDS
-from tests.server.metrics.scraping import GET, OPENMETRICS, Endpoint, measured, parse_response
+from tests.fds import open_fds
+from tests.server.metrics.scraping import GET, OPENMETRICS, SECONDS, Endpoint, measured, parse_response
 from tests.server.register_device import BAR0, RegisterDevice
-from tests.server.running import open_fds
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ async def test_a_client_that_hangs_up_is_forgotten(endpoint: Endpoint) -> None:
         async with await endpoint.connect() as stream:
             await stream.send_all(request)
     assert (await endpoint.ask(GET)).status == 200
-    with trio.fail_after(10):
+    with trio.fail_after(SECONDS):
         while open_fds() > before:
             await trio.lowlevel.checkpoint()
 
@@ -108,7 +108,7 @@ async def test_a_client_that_says_nothing_is_let_go(endpoint: Endpoint, autojump
 
 async def test_a_client_that_sends_for_ever_is_cut_off(endpoint: Endpoint) -> None:
     async with await endpoint.connect() as stream:
-        with suppress(trio.BrokenResourceError), trio.fail_after(EXCHANGE_SECONDS):
+        with suppress(trio.BrokenResourceError), trio.fail_after(SECONDS):
             while True:
                 await stream.send_all(b"x" * MAX_HEAD)
     assert (await endpoint.ask(GET)).status == 200

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.metrics.durations import BOUNDS, Durations
+from server.durations import BOUNDS, Durations
 from server.metrics.exposition import OPENMETRICS, PROMETHEUS, choose, openmetrics_text, prometheus_text
 from server.metrics.families import Family, counter, gauge, histogram, labelled
 from tests.server.metrics.scraping import parse

@@ -10,8 +10,8 @@ import pytest
 
 from server.metrics.listen import MetricsUnavailable, listening, name_of
 from server.socket_path import SocketPathError
+from tests.fds import open_fds
 from tests.server.metrics.scraping import listener
-from tests.server.running import open_fds
 
 
 @pytest.mark.parametrize("address", ["0", "127.0.0.1:0", "localhost:0", "[::1]:0"])

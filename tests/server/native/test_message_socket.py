@@ -11,6 +11,8 @@ import trio
 
 from protocol import ProtocolError
 from server.native.message_socket import MessageSocket
+from tests.fds import open_fds
+from tests.server.libvfio_user.test_failing_requests import room_for_fds
 
 
 @pytest.fixture
@@ -102,6 +104,15 @@ async def test_fds_that_were_never_sent_are_closed_with_the_socket(ends: Ends) -
     ours.close()
     assert os.read(reader, 1) == b""
     os.close(reader)
+
+
+async def test_fds_that_cannot_be_kept_for_later_are_an_os_error_and_none_is_left_open(ends: Ends) -> None:
+    ours, _ = ends
+    ours.send(bytes(3 << 20))
+    before = open_fds()
+    with room_for_fds(2), pytest.raises(OSError, match="Too many open files"):
+        ours.send(b"x", [0, 0, 0])
+    assert open_fds() == before
 
 
 async def test_too_many_fds_break_the_protocol_and_none_is_kept(ends: Ends) -> None:

@@ -26,7 +26,7 @@ INFO = SessionInfo("tests", memory=True, interrupts=True)
 DOORBELL = 0x10
 CAPABILITIES = Capabilities(max_msg_fds=8, max_data_xfer_size=1 << 20, write_multiple=True)
 TWIN = Capabilities(max_msg_fds=8, max_data_xfer_size=1 << 20, twin_socket=TwinSocket(supported=True))
-STUCK_SECONDS = 20
+STUCK_SECONDS = 120
 
 
 @dataclass

@@ -150,6 +150,19 @@ def test_of_a_chunk_that_is_known_only_what_has_changed_is_recorded() -> None:
     assert news.spans == [(2 * SMALL + 3, 4), (16 * SMALL - 1, 2)]
 
 
+def test_the_same_views_are_looked_at_again_behind_others_too() -> None:
+    guest, copies = Guest([(0, GUEST)]), Copies()
+    whole, right = guest.views(0, GUEST), guest.views(4 * SMALL, GUEST - 4 * SMALL)
+    looks = [(0, whole), (0, whole), (4 * SMALL, right), (4 * SMALL, right), (0, whole)]
+    for number, (offset, views) in enumerate(looks):
+        guest.memory[7 * SMALL] = number + 1
+        news = copies.look(guest.pins, guest.ranges, offset, views)
+        pieces = [(address, bytes(data)) for address, data in news.pieces]
+        if number:
+            assert pieces == [(7 * SMALL, bytes([number + 1]))]
+            assert news.spans == [(7 * SMALL - offset, 1)]
+
+
 def test_what_was_never_looked_at_is_new_behind_what_was() -> None:
     guest, copies = Guest([(0, GUEST)]), Copies()
     guest.look(copies, 0, SMALL)

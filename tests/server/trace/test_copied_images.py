@@ -115,6 +115,11 @@ class Client:
     [Rows(0, 0, STRIDE, 64), Rows(0, 0, STRIDE, 32)],
     [([], "copy", 0), ([(5, b"changed")], "observe", 1)],
 )
+@example(
+    [GuestRange(0, 4 * PAGE)],
+    [Rows(0, 0, STRIDE, 64)],
+    [([], "copy", 0), ([(5, b"first")], "observe", 0), ([(3 * PAGE, b"second")], "copy", 0)],
+)
 @example([GuestRange(0, 4 * PAGE)], [Rows(0, 0, STRIDE, 64)], [([], "copy", 0), ([], "remap", 0)])
 @example([GuestRange(0, 4 * PAGE)], [Rows(0, 0, STRIDE, 64)], [([], "copy", 0), ([], "new session", 0)])
 def test_an_image_that_is_copied_out_of_observed_memory_is_what_the_guest_shows(

@@ -11,17 +11,14 @@ import trio
 from protocol import HEADER, PciRegion, RegionReadReply
 from server.guest.cache import cache_dir
 from server.guest.child import started
+from server.instances.state import listening_paths
+from server.trace.pairing import DecodedMessage, walk
 from server.trace.reader import TraceReader
 from server.trace.replay.intervals import RecordedSession
 from server.trace.replay.replay import replay
-from server.trace.show.pairing import DecodedMessage, walk
 
 TRACE = Path(__file__).parents[2] / "traces" / "gpio.pcapng"
-START_SECONDS = 20.0
-
-
-def is_there(path: Path) -> bool:
-    return path.exists()
+START_SECONDS = 120.0
 
 
 @asynccontextmanager
@@ -31,7 +28,8 @@ async def gpio_card(folder: Path) -> AsyncIterator[Path]:
     program = cache_dir() / "libvfio-user" / "bin" / "gpio-pci-idio-16"
     async with started("gpio", [str(program), str(path)]) as process:
         with trio.fail_after(START_SECONDS):
-            while not is_there(path):
+            # To connect is no way to find out: it serves one client. And it binds before it listens.
+            while str(path) not in listening_paths():
                 assert not process.log.ended, process.log.tail
                 await trio.sleep(0.01)
         yield path

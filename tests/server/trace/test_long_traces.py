@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from protocol.pcapng import Direction
 from protocol.trace import SessionInfo
 from server.trace.recorder import Recorder
 from server.trace.ring import TraceRing
+from tests.server.trace import peak_memory
 
 SHORT, LONG = 10_000, 100_000
 SPARE_KIB = 4 << 10
@@ -20,10 +19,8 @@ SPARE_KIB = 4 << 10
 BAR4 = 4
 
 _RUN = """
-import resource, sys
 from server.cli import main
-status = main(sys.argv[1:])
-print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+said = main(sys.argv[1:])
 """
 
 
@@ -46,14 +43,7 @@ def write_trace(path: Path, messages: int) -> None:
 
 def peak_kib(*arguments: str) -> int:
     """The most memory that a command of vgpud has, in KiB."""
-    done = subprocess.run(
-        [sys.executable, "-c", _RUN, "trace", *arguments],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    status, peak = map(int, done.stderr.split())
+    status, peak = peak_memory.run(_RUN, "trace", *arguments)
     assert status == 0
     return peak
 

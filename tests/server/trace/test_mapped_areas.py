@@ -30,8 +30,9 @@ from server.trace.mapped_areas import (
 from server.trace.recorder import Recorder
 from server.trace.ring import MIN_LIMIT, TraceRing
 from tests.server.register_device import AREAS, BAR3, PAGE, RegisterDevice
-from tests.server.running import open_fds
 from tests.server.trace.test_recorder import Seen, seen_in
+
+pytestmark = pytest.mark.usefixtures("no_fd_leaks")
 
 SIZE = 8 * PAGE
 INSIDE = AREAS[0].offset
@@ -52,13 +53,6 @@ class Screen(RegisterDevice):
     def draw(self, offset: int, data: bytes) -> None:
         """As a client does through its mapping."""
         os.pwrite(self.shared_fd, data, offset)
-
-
-@pytest.fixture(autouse=True)
-def _no_fd_leaks() -> Iterator[None]:
-    before = open_fds()
-    yield
-    assert open_fds() == before
 
 
 @pytest.fixture
@@ -239,6 +233,23 @@ def test_messages_in_the_middle_of_a_look_are_behind_what_was_found(device: Scre
     assert second == ("areas", True, [(BAR3, area.offset, b"here") for area in AREAS[1:]])
 
 
+def test_a_look_that_is_not_over_at_the_end_reads_nothing_more(
+    device: Screen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapped_areas, "PIECE", 16)
+    with looking(device, tmp_path / "trace") as (areas, _):
+        device.draw(INSIDE, b"here")
+        steps = areas.look()
+        next(steps)
+        areas.finish()
+        other = os.open(tmp_path / "trace", os.O_RDONLY)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            list(steps)
+        os.close(other)
+        assert not areas
+    assert memory_after(looks_in(tmp_path / "trace"))[INSIDE : INSIDE + 4] == b"here"
+
+
 def test_a_file_that_the_client_has_cut_does_no_harm(device: Screen, tmp_path: Path) -> None:
     with looking(device, tmp_path / "trace") as (areas, _):
         device.draw(INSIDE, b"here")
@@ -310,6 +321,10 @@ class SlowAreas(MappedAreas):
     def found(self) -> bool:
         return self._finds
 
+    @property
+    def recording_ended(self) -> bool:
+        return False
+
     def look(self) -> Iterator[None]:
         self.began.append(trio.current_time())
         for _ in range(self._steps):
@@ -342,6 +357,20 @@ async def test_looks_are_seldom_where_nothing_changes_and_take_a_tenth_of_the_ti
         await keep_looking(areas)
     gaps = [after - before for before, after in zip(areas.began, areas.began[1:], strict=False)]
     assert gaps[:4] == pytest.approx(pauses)
+
+
+async def test_nobody_looks_for_what_is_recorded_no_more(
+    device: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def must_not(_areas: MappedAreas) -> Iterator[None]:
+        raise AssertionError
+
+    with looking(device, Path("/dev/full")) as (areas, recorder):
+        recorder.flush()
+        assert areas.recording_ended
+        monkeypatch.setattr(MappedAreas, "look", must_not)
+        areas.before(encode_request(1, DeviceReset()))
+        await keep_looking(areas)
 
 
 async def test_other_tasks_have_their_turn_in_a_long_look(clock: Clock) -> None:

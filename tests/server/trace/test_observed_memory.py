@@ -252,6 +252,18 @@ def test_what_of_a_pin_is_looked_at_is_told(client: Client, observer: Observer) 
     assert all(view.readonly for view in look.views)
 
 
+def test_a_part_that_is_looked_at_again_shows_what_is_there_now(client: Client, observer: Observer) -> None:
+    pin = client.memory.pin_pages(RANGES, READ, keep)
+    parts = [(0, 30), (0, 30), (PAGE_SIZE - 10, 20), (0, 30), (0, PAGE_SIZE), (10, 20), (0, 30)]
+    for number, (offset, length) in enumerate(parts):
+        os.pwrite(client.fd, bytes([number]) * 2 * PAGE_SIZE, 0)
+        os.pwrite(client.fd, b"start", PAGE_SIZE)
+        file = client.file()
+        memory = file[PAGE_SIZE : 2 * PAGE_SIZE] + file[100:150]
+        assert b"".join(pin.look(offset, length).views) == memory[offset : offset + length]
+        assert observer.looks[-1][2:] == (offset, memory[offset : offset + length])
+
+
 def test_a_pin_has_the_addresses_of_the_cache(client: Client) -> None:
     pin = client.memory.pin_pages(RANGES, READ, keep)
     assert pin.length == sum(segment.length for segment in pin.segments) == PAGE_SIZE + 50

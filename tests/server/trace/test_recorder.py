@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from devices.contract import Look
 from protocol import HEADER, HEADER_SIZE
 from protocol.pcapng import Direction, Packet, Parser
 from protocol.trace import EVENT, MAX_CONTENT, Interrupt, Malformed, RecordKind, SessionInfo
@@ -307,7 +308,7 @@ def test_a_look_is_recorded_by_what_has_changed(file: Path) -> None:
         first, _ = look()
         assert look()[0] == first
         memory[PAGE + 7] ^= 1
-        memory[2 * PAGE :] = bytes(PAGE)
+        memory[2 * PAGE :] = bytes(byte ^ 0xFF for byte in memory[2 * PAGE :])
         version, changes = look()
         assert version != first
         assert changes == [(PAGE + 7, 1), (2 * PAGE, PAGE)]
@@ -330,3 +331,19 @@ def every_kind(recorder: Recorder, number: int, pins: Pins, memory: bytearray) -
     memory[number % PAGE] ^= 0xFF
     recorder.looked(pins, [(0, len(memory))], 0, [memoryview(memory)])
     recorder.interrupt(0, number)
+
+
+def test_what_can_be_recorded_no_more_is_neither_compared_nor_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def must_not(*_: object) -> Any:
+        raise AssertionError
+
+    with recording(Path("/dev/full")) as (recorder, ring):
+        ring.flush()
+        assert recorder.ended
+        monkeypatch.setattr("server.trace.contents.Copies.look", must_not)
+        monkeypatch.setattr("server.trace.recorder.trace.digest", must_not)
+        views = [memoryview(bytes(PAGE))]
+        for _ in range(2):
+            recorder.read(0, bytes(PAGE))
+            recorder.wrote(0, bytes(PAGE))
+            assert recorder.looked(views, [(0, PAGE)], 0, views) == Look(views)

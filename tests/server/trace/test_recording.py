@@ -33,7 +33,7 @@ from server.fds import ReceivedFds
 from server.trace.fd_facts import fd_facts
 from server.trace.recorder import SHORT
 from tests.server.register_device import BAR0, BAR3, BAR4, CONFIG, MSIX, PAGE, RegisterDevice
-from tests.server.running import TRANSPORTS, open_fds
+from tests.server.running import TRANSPORTS
 from tests.server.trace.recorded_server import (
     CAPABILITIES,
     DOORBELL,
@@ -48,15 +48,10 @@ from tests.server.trace.recorded_server import (
 from tests.server.transports.random_requests import RandomRequests, Request
 from tests.server.transports.test_same_requests_on_both import Bench, fds_of_a_client
 
+pytestmark = pytest.mark.usefixtures("no_fd_leaks")
+
 READ_WRITE = DmaMapFlags.READ | DmaMapFlags.WRITE
 LAST = Request(GetInfo.command, GetInfo().pack())
-
-
-@pytest.fixture(autouse=True)
-def _no_fd_leaks() -> Iterator[None]:
-    before = open_fds()
-    yield
-    assert open_fds() == before
 
 
 @pytest.fixture(autouse=True)

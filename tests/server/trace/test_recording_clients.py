@@ -37,7 +37,7 @@ from server.trace.reader import TracedMessage, TraceReader
 from server.trace.recording import Recording
 from server.trace.ring import TraceRing
 from tests.server.register_device import BAR0, CONFIG, PAGE, RegisterDevice
-from tests.server.running import TRANSPORTS, open_fds, running_server, with_transport
+from tests.server.running import TRANSPORTS, running_server, with_transport
 from tests.server.test_command_line import serving
 from tests.server.trace.recorded_server import (
     DOORBELL,
@@ -51,17 +51,12 @@ from tests.server.trace.recorded_server import (
 )
 from tests.server.transports.raw import error_of, raw_client
 
+pytestmark = pytest.mark.usefixtures("no_fd_leaks")
+
 READ_WRITE = DmaMapFlags.READ | DmaMapFlags.WRITE
 GREETED = ["session", "VERSION", "VERSION reply"]
 ASKED = ["REGION_READ", "REGION_READ reply"]
 ID = RegionRead(0, CONFIG, 4)
-
-
-@pytest.fixture(autouse=True)
-def _no_fd_leaks() -> Iterator[None]:
-    before = open_fds()
-    yield
-    assert open_fds() == before
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +172,9 @@ async def test_a_client_that_is_refused_behind_another_is_a_session_and_in_the_f
         assert kinds(bed.seen) == GREETED + ASKED + GREETED
 
 
-async def test_a_client_that_waits_for_the_device_is_recorded_behind_the_one_before(bed: Bed) -> None:
+async def test_a_client_that_waits_for_the_device_is_recorded_behind_the_one_before(
+    bed: Bed, autojump_clock: trio.testing.MockClock
+) -> None:
     async with bed.recorded() as server, watched_client(server.path, Log()) as second:
         async with watched_client(server.path, Log()) as first:
             await first.say_version()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,13 @@ from server.control_client import status
 from server.trace.recording import Recording
 from server.trace.ring import MIN_LIMIT, TraceRing
 from tests.server.register_device import BAR0, RegisterDevice
-from tests.server.running import TRANSPORTS, Server, open_fds, running_server, with_transport
+from tests.server.running import TRANSPORTS, Server, running_server, with_transport
 from tests.server.test_command_line import greet, run, serving
 from tests.server.trace.recorded_server import INFO
 
+pytestmark = pytest.mark.usefixtures("no_fd_leaks")
+
 FULL = Path("/dev/full")
-
-
-@pytest.fixture(autouse=True)
-def _no_fd_leaks() -> Iterator[None]:
-    before = open_fds()
-    yield
-    assert open_fds() == before
 
 
 @asynccontextmanager

@@ -5,26 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from server.trace.ring import FILES, MIN_LIMIT, TraceRing, numbered
-from tests.server.running import open_fds
+from server.trace.ring import FILES, MIN_LIMIT, PIPE_SECONDS, TraceRing, numbered
 from tests.server.trace.test_ring import SHARE, START, block, files_of, fill, mode_of, numbers_in, ring_at
+
+pytestmark = pytest.mark.usefixtures("no_fd_leaks")
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "trace"
-
-
-@pytest.fixture(autouse=True)
-def _no_fd_leaks() -> Iterator[None]:
-    before = open_fds()
-    yield
-    assert open_fds() == before
 
 
 def test_what_is_no_trace_is_not_replaced(file: Path) -> None:
@@ -97,7 +90,8 @@ def test_a_pipe_that_nobody_reads_is_an_error_at_once(file: Path) -> None:
     assert caught.value.errno == errno.ENXIO
 
 
-def test_a_pipe_takes_what_its_reader_reads(file: Path) -> None:
+def test_a_pipe_takes_what_its_reader_reads(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.trace.ring.PIPE_SECONDS", 60.0)  # the reader may have to wait for a CPU
     os.mkfifo(file)
     reader = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
     data = bytearray()
@@ -157,3 +151,29 @@ def test_somebody_elses_file_in_the_place_of_the_next_ends_the_recording(
     assert [error.errno for error in reported] == [errno.EEXIST]
     assert numbers_in(file) == [7]
     assert numbers_in(numbered(file, 1)) == [0]
+
+
+def test_a_reader_that_is_too_slow_ends_the_recording(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(file)
+    reader = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+    clock = [0.0]
+
+    class Poll:
+        """A reader that takes another page 0.4 s later."""
+
+        def register(self, *_: int) -> None:
+            pass
+
+        def poll(self, _timeout: float) -> list[int]:
+            clock[0] += 0.4
+            os.read(reader, 4096)
+            return [1]
+
+    monkeypatch.setattr("server.trace.ring.select.poll", Poll)
+    monkeypatch.setattr("server.trace.ring.time.monotonic", lambda: clock[0])
+    with ring_at(file) as ring:
+        ring.append(block(1, 400_000))
+        assert ring.error is not None
+        assert ring.error.errno == errno.ETIMEDOUT
+        assert clock[0] <= PIPE_SECONDS + 0.4
+    os.close(reader)

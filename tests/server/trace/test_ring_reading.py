@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,19 +15,13 @@ from server.trace.content_index import ContentIndex
 from server.trace.reader import TracedEvents, TracedMessage, TracedSession, TraceReader
 from server.trace.recorder import Recorder
 from server.trace.ring import FILES, MIN_LIMIT, TraceRing, numbered
-from tests.server.running import open_fds
 from tests.server.trace.test_recorder import IN, INFO, PAGE, message_of
 from tests.server.trace.test_ring import files_of
 
+pytestmark = pytest.mark.usefixtures("no_fd_leaks")
+
 COUNT = 60
 """Messages of a session that is in three files."""
-
-
-@pytest.fixture(autouse=True)
-def _no_fd_leaks() -> Iterator[None]:
-    before = open_fds()
-    yield
-    assert open_fds() == before
 
 
 def page(number: int) -> bytes:

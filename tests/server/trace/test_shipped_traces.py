@@ -14,10 +14,10 @@ from devices.models import MODELS
 from devices.registry import create_device
 from server.trace.export.frames import export_frames
 from server.trace.export.pictures import Folder
+from server.trace.pairing import DecodedMessage, walk
 from server.trace.reader import TracedMessage, TraceReader
 from server.trace.replay.intervals import RecordedSession
 from server.trace.replay.replay import host, replay
-from server.trace.show.pairing import DecodedMessage, walk
 from tests.protocol.tshark import WARNING, rows
 from tests.server.running import TRANSPORTS
 from tests.traces.record import SCENES

@@ -14,13 +14,13 @@ import pytest
 from protocol import Command, RegionRead, RegionReadReply, encode_reply, encode_request
 from protocol.pcapng import Direction
 from server.cli import main
+from server.trace import pairing
 from server.trace import recorder as recorder_module
 from server.trace.diff import exchanges, sides
 from server.trace.export.json_lines import export_json
 from server.trace.reader import TraceReader
 from server.trace.recorder import Recorder
 from server.trace.ring import TraceRing
-from server.trace.show import pairing
 from server.trace.trace_files import TraceFile
 from tests.server.trace.show_files import GPU
 

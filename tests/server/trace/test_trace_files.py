@@ -6,7 +6,6 @@ import gzip
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,17 +14,11 @@ from protocol import HEADER
 from server.cli import main
 from server.trace import trace_files
 from server.trace.reader import TracedMessage, TraceReader
-from tests.server.running import open_fds
 from tests.server.test_command_line import SECONDS, VGPUD
 
+pytestmark = pytest.mark.usefixtures("no_fd_leaks")
+
 BOOT = Path(__file__).parents[2] / "traces" / "boot.pcapng"
-
-
-@pytest.fixture(autouse=True)
-def _no_fd_leaks() -> Iterator[None]:
-    before = open_fds()
-    yield
-    assert open_fds() == before
 
 
 def show(path: Path | str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:

@@ -13,15 +13,13 @@ from structlog.typing import EventDict
 
 from server.native.serve import ConnectionOptions
 from tests.server.register_device import RegisterDevice
-from tests.server.running import TRANSPORTS, Server, open_fds, running_server, with_transport
+from tests.server.running import TRANSPORTS, Server, running_server, with_transport
 from tests.server.transports.libvfio_user_differences import DIFFERENCES
 
 
 @pytest.fixture(autouse=True)
-def _no_fd_leaks() -> Iterator[None]:
-    before = open_fds()
-    yield
-    assert open_fds() == before
+def _fds_are_given_back(no_fd_leaks: None) -> None:
+    """Of every test here."""
 
 
 @pytest.fixture

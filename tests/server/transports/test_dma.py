@@ -24,8 +24,9 @@ from protocol import (
     DmaUnmapReply,
 )
 from server.client import RemoteError, VfioUserClient, open_client
+from tests.fds import open_fds
 from tests.server.register_device import PAGE, RegisterDevice
-from tests.server.running import Server, open_fds
+from tests.server.running import Server
 from tests.server.transports.raw import error_of, greeted_client
 from tests.server.transports.test_handshake import assert_served
 

@@ -36,7 +36,7 @@ from server.client.client import CAPABILITIES
 from tests.server.register_device import BAR0, PAGE, RegisterDevice
 from tests.server.running import Server
 from tests.server.transports.raw import RawClient, error_of, greeted_client
-from tests.server.transports.test_client_memory import TWIN, _two_channels
+from tests.server.transports.test_client_memory import TWIN, two_channels
 from tests.server.transports.test_dma import READ_WRITE, memfd
 
 PAGES = 16
@@ -93,7 +93,7 @@ async def writing(client: RawClient, twin: RawClient, device: RegisterDevice) ->
 async def test_a_page_is_dirty_while_a_message_that_writes_it_is_under_way(
     server: Server, device: RegisterDevice, capabilities: Capabilities
 ) -> None:
-    async with _two_channels(server, capabilities) as (client, twin):
+    async with two_channels(server, capabilities) as (client, twin):
         await writing(client, twin, device)
         for _ in range(2):
             assert bitmap_in(await client.ask(report())) == PAGE_1

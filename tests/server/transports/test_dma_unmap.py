@@ -121,7 +121,7 @@ async def test_what_is_still_held_after_the_time_is_revoked(
 
 
 async def test_deferred_work_goes_on_and_may_be_what_lets_go(
-    client: VfioUserClient, holder: Holder, log: list[EventDict]
+    client: VfioUserClient, holder: Holder, log: list[EventDict], autojump_clock: Clock
 ) -> None:
     await client.region_write(BAR0, 4, b"rel!")
     await client.dma_unmap(0, PAGE)
@@ -131,7 +131,7 @@ async def test_deferred_work_goes_on_and_may_be_what_lets_go(
 
 @pytest.mark.parametrize("twin", [False, True])
 async def test_work_that_waits_for_the_clients_answer_may_be_what_lets_go(
-    server: Server, device: RegisterDevice, log: list[EventDict], twin: bool
+    server: Server, device: RegisterDevice, log: list[EventDict], twin: bool, autojump_clock: Clock
 ) -> None:
     """The answer comes on the socket that the unmap came on, or on one of its own."""
     holder: Holder

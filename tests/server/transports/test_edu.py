@@ -39,7 +39,7 @@ def ram_fd() -> Iterator[int]:
 
 async def interrupt(client: VfioUserClient, index: PciIrq, eventfd: int) -> int:
     """Wait for the interrupt and serve it as a driver does; returns what the interrupt status was."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         await trio.lowlevel.wait_readable(eventfd)
     assert os.eventfd_read(eventfd) == 1
     status = await client.region_read(BAR0, INTERRUPTS, 4)

@@ -37,8 +37,9 @@ from server.client import open_client
 from server.native.handlers import MAX_DATA_XFER_SIZE
 from server.native.serve import ConnectionOptions
 from server.native.transport import MAX_FDS
+from tests.fds import open_fds
 from tests.server.register_device import CONFIG, PAGE, RegisterDevice
-from tests.server.running import Server, open_fds, running_server
+from tests.server.running import Server, running_server
 from tests.server.transports.raw import RawClient, raw_client
 
 DOORBELL = 0x10
@@ -161,7 +162,7 @@ async def server_that_survives(model: str, options: ConnectionOptions) -> AsyncI
     """A server that afterwards serves a new client, and has every fd back."""
     async with running_server(device_of(model), options) as server:
         idle = open_fds()
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             yield server
             async with open_client(server.path) as client:
                 assert (await client.get_info()).num_regions == 9

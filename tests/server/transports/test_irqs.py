@@ -11,8 +11,9 @@ import pytest
 
 from protocol import Command, GetInfo, GetIrqInfo, IrqAction, IrqData, IrqFlags, IrqInfo, SetIrqs
 from server.client import open_client
+from tests.fds import open_fds
 from tests.server.register_device import ERR, INTX, MSI, MSIX, MSIX_VECTORS, RegisterDevice
-from tests.server.running import Server, open_fds
+from tests.server.running import Server
 from tests.server.transports.raw import error_of, greeted_client
 
 TRIGGER = IrqAction.TRIGGER

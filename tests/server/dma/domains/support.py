@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from server.dma.address_space import PAGE_SIZE
 from server.dma.backing import BackingFile
 from server.dma.domain import FileRun
 
 _FRAME = (1 << 55) - 1
+_PRESENT = 1 << 63
+_LOOKS = 1000
 
 
 def run(backing: BackingFile, page: int, count: int = 1, *, may_write: bool = True) -> FileRun:
@@ -30,11 +34,24 @@ def pinned_pages() -> int:
 def frames(fd: int, pages: int) -> list[int]:
     """The page frame number of each of the first ``pages`` pages of a file, seen through a mapping of its own."""
     with mmap.mmap(fd, pages * PAGE_SIZE, prot=mmap.PROT_READ) as memory:
-        for page in range(pages):
-            memory[page * PAGE_SIZE]
         address = np.frombuffer(memory, np.uint8).ctypes.data
-        with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
-            pagemap.seek(address // PAGE_SIZE * 8)
-            data = pagemap.read(pages * 8)
+        found = frames_at(address, pages, lambda page: memory[page * PAGE_SIZE])
     assert os.fstat(fd).st_size >= pages * PAGE_SIZE
-    return [int.from_bytes(data[at : at + 8], "little") & _FRAME for at in range(0, len(data), 8)]
+    return found
+
+
+def frames_at(address: int, pages: int, touch: Callable[[int], object]) -> list[int]:
+    """The page frame number of each page from ``address`` on, of which ``touch`` brings one to memory.
+
+    What is there may be out of the page table for a moment, where the kernel would like to have it elsewhere.
+    """
+    with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+        for _ in range(_LOOKS):
+            data = os.pread(pagemap.fileno(), pages * 8, address // PAGE_SIZE * 8)
+            entries = [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)]
+            absent = [page for page, entry in enumerate(entries) if not entry & _PRESENT]
+            if not absent:
+                return [entry & _FRAME for entry in entries]
+            for page in absent:
+                touch(page)
+    pytest.fail("the kernel does not say where a page is")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,6 +12,7 @@ from server.dma.address_space import PAGE_SIZE
 from server.dma.backing import BackingFile, BackingFiles
 from server.dma.domain import DmaDomain, FileRun
 from server.dma.domains.noiommu import NoIommuDomain
+from tests.server.dma.domains.support import frames_at
 from tests.server.dma.memory_model import SETTINGS, MemoryModel
 from tests.server.dma.support import Client, keep, memfd, pages
 
@@ -35,11 +34,7 @@ def client(domain: NoIommuDomain) -> Iterator[Client]:
 
 def physical(backing: BackingFile, offset: int) -> int:
     """The physical address of a page of a file, as /proc/self/pagemap has it (pagemap.rst)."""
-    with Path("/proc/self/pagemap").open("rb") as pagemap:
-        pagemap.seek((backing.space.address + offset) // PAGE_SIZE * 8)
-        entry = int.from_bytes(pagemap.read(8), sys.byteorder)
-    assert entry >> 63
-    return (entry & (1 << 55) - 1) * PAGE_SIZE
+    return frames_at(backing.space.address + offset, 1, lambda _: backing.space.view[offset])[0] * PAGE_SIZE
 
 
 def acquire(count: int) -> tuple[BackingFiles, BackingFile]:

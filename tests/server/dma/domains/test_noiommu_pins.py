@@ -23,9 +23,10 @@ from server.dma.domains.noiommu import NoIommuDomain
 from server.dma.domains.page_pinning import PagePins
 from server.dma.errors import DmaError
 from server.dma.spans import Ints
+from tests.fds import open_fds
 from tests.server.dma.domains.support import frames, pinned_pages, run
 from tests.server.dma.memory_model import SETTINGS
-from tests.server.dma.support import memfd, open_fds
+from tests.server.dma.support import memfd
 
 PAGES = 32
 

@@ -11,8 +11,9 @@ from server.dma.domain import OutOfRuns
 from server.dma.domains import page_pinning
 from server.dma.domains.page_pinning import PagePins
 from server.dma.errors import DmaDomainUnavailable, DmaError
+from tests.fds import open_fds
 from tests.server.dma.domains.support import pinned_pages
-from tests.server.dma.support import memfd, open_fds
+from tests.server.dma.support import memfd
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 from server.dma.address_space import PAGE_SIZE
 from server.dma.domains.vfio import MapFlags, VfioContainer
 from server.dma.errors import DmaDomainUnavailable
+from tests.fds import open_fds
 from tests.server.dma.domains import type1_kernel
 from tests.server.dma.domains.type1_kernel import RANGES, Type1Kernel, VfioFiles
-from tests.server.dma.support import open_fds
 
 GROUP = 7
 

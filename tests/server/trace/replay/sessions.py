@@ -29,8 +29,10 @@ U64 = struct.Struct("<Q")
 DOORBELL, RESULT = 0, 8
 """Registers of BAR0: where to work, and what came of it."""
 BASE = 1 << 20
-PATIENCE = ReplayOptions(timeout=0.3)
-"""For replays that are to get stuck."""
+PATIENCE = ReplayOptions(timeout=60.0)
+"""For replays that are not to get stuck, however busy the machine is."""
+STUCK = ReplayOptions(timeout=0.3)
+"""For those that are to get stuck. They take an ``autojump_clock``: its time passes only when nobody has work to do."""
 
 Act = Callable[[VfioUserClient, int], Awaitable[None]]
 """What a client does; the second is the fd of its memory, :data:`PAGE` bytes at :data:`BASE`."""
@@ -69,7 +71,7 @@ async def square_numbers(client: VfioUserClient, fd: int, count: int = 5) -> Non
     """A guest's life: look at the device, set up memory and interrupts, and have it work."""
     await client.get_info()
     await client.get_irq_info(PciIrq.MSIX)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
             await client.set_irqs(SetIrqs(PciIrq.MSIX, 0, 1, IrqData.EVENTFD, IrqAction.TRIGGER), [event])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import array
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,43 +16,49 @@ import trio.testing
 from protocol import (
     HEADER,
     HEADER_SIZE,
+    Capabilities,
     Command,
     DmaMap,
     DmaMapFlags,
     DmaRead,
+    DmaWrite,
+    GetRegionInfo,
     Header,
     Message,
     MessageType,
+    RegionFlags,
+    RegionInfo,
     RegionRead,
     RegionReadReply,
     RegionWrite,
+    SparseArea,
+    SparseMmap,
+    TwinSocket,
     Version,
     encode,
     encode_reply,
     encode_request,
 )
+from protocol.decoder import DEFAULT_MAX_FDS
+from server.fds import ReceivedFds
 from server.socket_path import listen_at
 from server.trace.reader import TraceReader
 from server.trace.replay import server_connection
 from server.trace.replay.intervals import RecordedSession
-from server.trace.replay.player import MAX_PATIENCE, ReplayOptions
-from server.trace.replay.replay import replay
+from server.trace.replay.player import MAX_PATIENCE, Meanwhile, ReplayOptions
+from server.trace.replay.replay import host, replay
 from server.trace.replay.report import Report
-from server.trace.replay.server_connection import MAX_HELD, ServerConnection
-from tests.server.register_device import BAR0, PAGE
-from tests.server.running import open_fds
-from tests.server.trace.replay.sessions import BASE, PATIENCE
+from server.trace.replay.server_connection import MAX_HELD, MAX_HELD_FDS, ServerConnection
+from tests.fds import open_fds
+from tests.server.register_device import BAR0, PAGE, RegisterDevice
+from tests.server.running import TRANSPORTS
+from tests.server.trace.replay.sessions import BASE, PATIENCE, STUCK
 from tests.server.trace.replay.traces import made_up
+
+pytestmark = pytest.mark.usefixtures("no_fd_leaks")
 
 Misbehave = Callable[[trio.SocketStream], Awaitable[None]]
 VERSION_REPLY = encode_reply(0, Command.VERSION, Version(0, 1))
-
-
-@pytest.fixture(autouse=True)
-def _no_fd_leaks() -> Iterator[None]:
-    before = open_fds()
-    yield
-    assert open_fds() == before
 
 
 async def replayed_to(misbehave: Misbehave, folder: Path, options: ReplayOptions = PATIENCE) -> Report:
@@ -102,7 +108,7 @@ async def connection() -> AsyncIterator[tuple[ServerConnection, trio.SocketStrea
     ours, theirs = socket.socketpair()
     server = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
     async with trio.open_nursery() as nursery:
-        client = ServerConnection(ours, nursery, 5.0)
+        client = ServerConnection(ours, nursery, PATIENCE.timeout)
         yield client, server
         client.close()
         await server.aclose()
@@ -172,6 +178,45 @@ async def test_fds_that_come_with_what_nobody_wants_are_closed() -> None:
         assert client.unasked == {0: 1}
 
 
+async def test_fds_that_wait_to_be_taken_are_bounded() -> None:
+    data = encode(7, Command.REGION_READ, MessageType.REPLY)
+    count = 3 * MAX_HELD_FDS // DEFAULT_MAX_FDS
+    async with connection() as (client, server), trio.open_nursery() as nursery:
+        before = open_fds()
+        with ReceivedFds([os.memfd_create("many", os.MFD_CLOEXEC)]) as file:
+            ancillary = [
+                (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [*file.numbers] * DEFAULT_MAX_FDS))
+            ]
+
+            async def send() -> None:
+                for _ in range(count):
+                    await server.socket.sendmsg([data], ancillary)
+
+            for _ in range(count):
+                client.ask(7)
+            nursery.start_soon(send)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert MAX_HELD_FDS <= open_fds() - before <= MAX_HELD_FDS + 3 * DEFAULT_MAX_FDS
+            for _ in range(count):
+                while not client.has_reply(7):
+                    await client.wait(5)
+                ReceivedFds(client.take_reply(7).fds).close()
+        assert open_fds() == before
+
+
+async def test_there_is_one_twin_socket_however_often_a_server_hands_one_over() -> None:
+    request = Version(0, 1, Capabilities(twin_socket=TwinSocket(supported=True)))
+    answer = Version(0, 1, Capabilities(twin_socket=TwinSocket(supported=True, fd_index=0)))
+    header = Header(0, Command.VERSION, HEADER_SIZE, MessageType.REPLY, 0)
+    async with connection() as (client, _):
+        before = open_fds()
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            for _ in range(20):
+                client.agreed(request, Message(header, memoryview(answer.pack()), (theirs.fileno(),)))
+            assert open_fds() == before + 3
+
+
 async def test_two_replies_to_one_id_come_in_their_order() -> None:
     async with connection() as (client, server):
         client.ask(3)
@@ -185,7 +230,9 @@ async def test_two_replies_to_one_id_come_in_their_order() -> None:
         assert not client.awaits(3)
 
 
-async def test_a_server_that_does_not_read_is_given_up(tmp_path: Path) -> None:
+async def test_a_server_that_does_not_read_is_given_up(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
     path = tmp_path / "trace"
 
     with made_up(path) as trace:
@@ -201,7 +248,7 @@ async def test_a_server_that_does_not_read_is_given_up(tmp_path: Path) -> None:
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock.dup()))
         async with listener, trio.open_nursery() as nursery:
             nursery.start_soon(serve, listener)
-            report = await replay(RecordedSession(reader, 1), tmp_path / "socket", options=PATIENCE)
+            report = await replay(RecordedSession(reader, 1), tmp_path / "socket", options=STUCK)
             nursery.cancel_scope.cancel()
     assert report.first is not None
     assert report.first.what == "the server did not take a message within 0.3 s"
@@ -226,6 +273,82 @@ async def test_a_server_that_asks_for_memory_for_ever_is_given_up(
     assert report.first is not None
     assert report.first.what == "the reply did not come within 1 s"
     assert trio.current_time() - began < 2 * MAX_PATIENCE
+
+
+async def test_a_server_that_writes_nothing_for_ever_is_given_up(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    path = tmp_path / "trace"
+    with made_up(path) as trace:
+        trace.ask(DmaMap(BASE, PAGE, DmaMapFlags.READ | DmaMapFlags.WRITE), no_reply=True)
+        trace.recorder.wrote(BASE, b"something")
+
+    async def write_on(listener: trio.SocketListener) -> None:
+        async with await listener.accept() as stream:
+            await stream.send_all(VERSION_REPLY)
+            with suppress(trio.BrokenResourceError):
+                while True:
+                    await stream.send_all(encode_request(1, DmaWrite(BASE, b"")))
+                    await stream.receive_some()
+                    await trio.sleep(0.1)
+
+    began = trio.current_time()
+    with listen_at(tmp_path / "socket") as sock, TraceReader(path) as reader:
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock.dup()))
+        async with listener, trio.open_nursery() as nursery:
+            nursery.start_soon(write_on, listener)
+            with trio.fail_after(100):
+                report = await replay(
+                    RecordedSession(reader, 1), tmp_path / "socket", options=ReplayOptions(timeout=1.0)
+                )
+            nursery.cancel_scope.cancel()
+    assert report.first is not None
+    assert report.first.what.startswith("the server did not write 73 6f 6d")
+    assert trio.current_time() - began < 2 * MAX_PATIENCE
+
+
+async def test_areas_that_are_not_taken_are_a_divergence_that_names_the_region(tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    info = RegionInfo(3, RegionFlags.MMAP, PAGE, 0, (SparseMmap((SparseArea(0, 8),) * 5000),))
+    with made_up(path) as trace:
+        trace.ask(GetRegionInfo(3, 1 << 20))
+        trace.reply(Command.DEVICE_GET_REGION_INFO, info)
+
+    async def offer(listener: trio.SocketListener) -> None:
+        async with await listener.accept() as stream:
+            await stream.receive_some()
+            await stream.send_all(VERSION_REPLY)
+            await stream.receive_some()
+            await stream.send_all(encode_reply(1, Command.DEVICE_GET_REGION_INFO, info))
+            await trio.sleep_forever()
+
+    with listen_at(tmp_path / "socket") as sock, TraceReader(path) as reader:
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock.dup()))
+        async with listener, trio.open_nursery() as nursery:
+            nursery.start_soon(offer, listener)
+            report = await replay(RecordedSession(reader, 1), tmp_path / "socket", options=PATIENCE)
+            nursery.cancel_scope.cancel()
+    assert report.first is not None
+    assert "5000 mappable areas of BAR3" in report.first.what
+    assert report.stopped is None
+
+
+async def test_a_look_at_the_screen_that_does_not_end_is_given_up(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def look(_time: int, meanwhile: Meanwhile) -> None:
+        await meanwhile(trio.sleep_forever)
+
+    path = tmp_path / "trace"
+    with made_up(path):
+        pass
+    device = RegisterDevice()
+    with TraceReader(path) as reader:
+        hosted = host(device, TRANSPORTS["native"]())
+        report = await replay(RecordedSession(reader, 1), hosted, options=PATIENCE, when_done=look)
+    device.close()
+    assert report.first is not None
+    assert report.first.what == "what was to be done meanwhile was not done within 60 s"
 
 
 async def test_an_eventfd_that_gets_the_number_of_the_last_one_is_not_taken_for_it() -> None:

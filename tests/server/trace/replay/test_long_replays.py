@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,22 +21,19 @@ from protocol import (
     SetIrqs,
 )
 from tests.server.register_device import BAR0, PAGE
+from tests.server.trace import peak_memory
 from tests.server.trace.replay.sessions import BASE, DOORBELL, RESULT, U64
 from tests.server.trace.replay.traces import EVENTFD, MEMFD, MadeUp, made_up
 
 SPARE_KIB = 4 << 10
 """What the allocator may take more or less from run to run; 90,000 messages of 100 bytes each would be 9 MB."""
-ROOT = Path(__file__).parents[4]
 
 _RUN = """
-import resource, sys
-from pathlib import Path
 import trio
 from tests.server.trace.replay.sessions import Squares, replayed
 report = trio.run(replayed, Path(sys.argv[1]), Squares())
 assert report.same, report.first
-count = report.sent + report.replies + report.reads + report.writes + report.interrupts
-print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+said = report.sent + report.replies + report.reads + report.writes + report.interrupts
 """
 
 REGISTER = 64
@@ -74,15 +69,6 @@ def work(trace: MadeUp, count: int) -> None:
         trace.reply(Command.REGION_READ, RegionReadReply(RESULT, BAR0, U64.pack(number * number)))
 
 
-def peak_kib(trace: Path) -> tuple[int, int]:
-    """How many things a replay compared or sent, and the most memory that it had, in KiB."""
-    done = subprocess.run(
-        [sys.executable, "-c", _RUN, str(trace)], check=True, capture_output=True, text=True, cwd=ROOT
-    )
-    count, peak = map(int, done.stderr.split())
-    return count, peak
-
-
 @pytest.mark.parametrize(("what", "long"), [(reads, 100_000), (posted, 100_000), (work, 35_000)])
 def test_memory_does_not_grow_with_the_length_of_what_is_replayed(
     tmp_path: Path, what: Callable[[MadeUp, int], None], long: int
@@ -92,7 +78,7 @@ def test_memory_does_not_grow_with_the_length_of_what_is_replayed(
         path = tmp_path / f"{length}.pcapng"
         with made_up(path) as trace:
             what(trace, length)
-        count, peak = peak_kib(path)
+        count, peak = peak_memory.run(_RUN, str(path))
         assert count >= length
         peaks.append(peak)
     assert peaks[1] < peaks[0] + SPARE_KIB

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from errno import E2BIG, EINVAL
 from pathlib import Path
 
@@ -17,16 +16,11 @@ from server.trace.recorder import Recorder
 from server.trace.recording import Recording
 from server.trace.ring import TraceRing
 from tests.server.register_device import RegisterDevice
-from tests.server.running import TRANSPORTS, open_fds, running_server, with_transport
+from tests.server.running import TRANSPORTS, running_server, with_transport
 from tests.server.trace.replay.sessions import replayed
 from tests.server.transports.raw import error_of, raw_client
 
-
-@pytest.fixture(autouse=True)
-def _no_fd_leaks() -> Iterator[None]:
-    before = open_fds()
-    yield
-    assert open_fds() == before
+pytestmark = pytest.mark.usefixtures("no_fd_leaks")
 
 
 async def record_broken(path: Path, broken: bytes, *, refused: bool, transport: str = "native") -> Path:

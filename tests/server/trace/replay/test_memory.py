@@ -10,8 +10,9 @@ import pytest
 from protocol import DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags
 from protocol.trace import TraceError
 from server.trace.fd_facts import FdFacts
+from server.trace.replay import memory as replay_memory
 from server.trace.replay.memory import MAX_LEAVING, ReplayMemory
-from tests.server.running import open_fds
+from tests.fds import open_fds
 
 PAGE = 4096
 BASE = 16 * PAGE
@@ -134,3 +135,25 @@ def test_of_what_leaves_at_once_only_so_much_is_remembered(memory: ReplayMemory)
 def test_memory_that_cannot_be_had_is_an_error(memory: ReplayMemory) -> None:
     with pytest.raises(TraceError, match="no memory of"):
         memory.map(DmaMap(0, 1 << 63, DmaMapFlags.READ, 1 << 63), None, 1)
+
+
+def test_how_much_is_filled_is_looked_at_by_bytes_and_not_by_events(
+    memory: ReplayMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_memory, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(replay_memory, "CHECK_EVERY", 1 << 20)
+    for number in range(40):
+        memory.map(region(BASE, 64), None, number)
+    with pytest.raises(TraceError, match="guest memory"):
+        memory.put(BASE, bytes(64 * PAGE))
+    assert sum(os.fstat(file.fd).st_blocks * 512 for file in memory._open) < 3 << 20
+
+
+def test_one_more_region_than_are_taken_is_an_error(
+    memory: ReplayMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_memory, "MAX_REGIONS", 8)
+    for number in range(8):
+        memory.map(region(BASE + number * PAGE), FILE, number)
+    with pytest.raises(TraceError, match="message 8 maps one more DMA region than the 8 that are taken"):
+        memory.map(region(BASE + 8 * PAGE), FILE, 8)

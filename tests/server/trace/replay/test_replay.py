@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from protocol import Command, RegionWrite
 from server.client import RemoteError, VfioUserClient
 from server.trace.replay.comparison import Comparison, Mask
 from server.trace.replay.report import Report
 from tests.server.register_device import BAR0, BAR1, MSIX, PAGE, RegisterDevice
-from tests.server.running import TRANSPORTS, open_fds
+from tests.server.running import TRANSPORTS
 from tests.server.trace.replay.sessions import (
     BASE,
     DOORBELL,
     RESULT,
+    STUCK,
     U64,
     Squares,
     record,
@@ -27,14 +28,9 @@ from tests.server.trace.replay.sessions import (
     square_numbers,
 )
 
+pytestmark = pytest.mark.usefixtures("no_fd_leaks")
+
 on_both_transports = pytest.mark.parametrize("transport", TRANSPORTS)
-
-
-@pytest.fixture(autouse=True)
-def _no_fd_leaks() -> Iterator[None]:
-    before = open_fds()
-    yield
-    assert open_fds() == before
 
 
 @pytest.fixture
@@ -95,14 +91,14 @@ async def test_masked_bits_may_differ(trace: Path) -> None:
     assert not (await replayed(trace, OneBitOff(), comparison=other)).same
 
 
-async def test_an_interrupt_that_is_not_raised_is_missed(trace: Path) -> None:
+async def test_an_interrupt_that_is_not_raised_is_missed(trace: Path, autojump_clock: MockClock) -> None:
     class Silent(Squares):
         async def work(self, address: int) -> None:
             await self.memory.write(
                 address + U64.size, U64.pack(U64.unpack(await self.memory.read(address, 8))[0] + 1)
             )
 
-    report = await replayed(trace, Silent())
+    report = await replayed(trace, Silent(), options=STUCK)
     assert first_of(report) == "interrupt MSIX 0 was not raised within 0.3 s"
     assert report.stopped is not None
 
@@ -118,24 +114,28 @@ async def test_an_interrupt_too_many_is_seen(trace: Path) -> None:
 
 
 @pytest.mark.parametrize("memory", ["shared", "message"])
-async def test_other_bytes_in_guest_memory_are_found(trace: Path, memory: str) -> None:
+async def test_other_bytes_in_guest_memory_are_found(
+    trace: Path, memory: str, autojump_clock: MockClock
+) -> None:
     class Wrong(Squares):
         async def work(self, address: int) -> None:
             await super().work(address)
             await self.memory.write(address + U64.size, U64.pack(99))
 
-    report = await replayed(trace, Wrong(), memory=memory)
+    report = await replayed(trace, Wrong(), memory=memory, options=STUCK)
     assert f"guest address {BASE + U64.size:#x}" in first_of(report)
 
 
 @pytest.mark.parametrize("memory", ["shared", "message"])
-async def test_a_device_that_does_not_write_is_waited_for_in_vain(trace: Path, memory: str) -> None:
+async def test_a_device_that_does_not_write_is_waited_for_in_vain(
+    trace: Path, memory: str, autojump_clock: MockClock
+) -> None:
     class Lazy(Squares):
         async def work(self, address: int) -> None:
             await self.memory.read(address, U64.size)
             self.attached.trigger(MSIX, 0)
 
-    report = await replayed(trace, Lazy(), memory=memory)
+    report = await replayed(trace, Lazy(), memory=memory, options=STUCK)
     assert report.stopped is not None
     assert not report.same
 
@@ -164,7 +164,9 @@ async def test_an_error_where_there_was_none_is_a_difference(tmp_path: Path) -> 
     assert report.divergences == 1
 
 
-async def test_what_the_guest_changes_while_the_device_looks_is_replayed_by_message(tmp_path: Path) -> None:
+async def test_what_the_guest_changes_while_the_device_looks_is_replayed_by_message(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
     class Polls(RegisterDevice):
         """Reads the same place until it finds a 0, and writes down what it found."""
 
@@ -196,7 +198,7 @@ async def test_what_the_guest_changes_while_the_device_looks_is_replayed_by_mess
     report = await replayed(trace, Polls([]), memory="message")
     assert report.same, report.first
     assert (report.reads, report.writes) == (5, 1)
-    assert not (await replayed(trace, Polls([]), memory="shared")).same
+    assert not (await replayed(trace, Polls([]), memory="shared", options=STUCK)).same
 
 
 @on_both_transports

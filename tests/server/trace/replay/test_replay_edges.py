@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from protocol import (
     Capabilities,
@@ -37,11 +38,12 @@ from server.trace.replay.intervals import RecordedSession
 from server.trace.replay.replay import replay
 from server.trace.ring import MIN_LIMIT, TraceRing
 from tests.server.register_device import BAR0, PAGE, RegisterDevice
-from tests.server.running import TRANSPORTS, open_fds, running_server, with_transport
+from tests.server.running import TRANSPORTS, running_server, with_transport
 from tests.server.trace.replay.sessions import (
     BASE,
     DOORBELL,
     PATIENCE,
+    STUCK,
     U64,
     Squares,
     record,
@@ -49,16 +51,11 @@ from tests.server.trace.replay.sessions import (
     square_numbers,
 )
 
+pytestmark = pytest.mark.usefixtures("no_fd_leaks")
+
 on_both_transports = pytest.mark.parametrize("transport", TRANSPORTS)
 
 TRACES = Path(__file__).parents[3] / "traces"
-
-
-@pytest.fixture(autouse=True)
-def _no_fd_leaks() -> Iterator[None]:
-    before = open_fds()
-    yield
-    assert open_fds() == before
 
 
 class Pages:
@@ -92,7 +89,7 @@ async def test_a_session_whose_memory_is_private_is_replayed(
         for number in range(3):
             pages.data[:8] = U64.pack(number)
             await client.region_write(BAR0, DOORBELL, U64.pack(BASE))
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE.timeout):
                 while U64.unpack(pages.data[8:16]) != (number + 1,):
                     await trio.lowlevel.checkpoint()
     ring.close()
@@ -190,7 +187,9 @@ async def test_a_trace_that_was_cut_short_is_replayed_up_to_there(tmp_path: Path
         assert report.same, (cut, report.first)
 
 
-async def test_a_damaged_trace_is_an_error_and_nothing_else(tmp_path: Path) -> None:
+async def test_a_damaged_trace_is_an_error_and_nothing_else(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
     trace = await record(tmp_path, Squares(), square_numbers)
     whole = trace.read_bytes()
     dice = random.Random(2)  # noqa: S311 - the same damage each time
@@ -201,7 +200,7 @@ async def test_a_damaged_trace_is_an_error_and_nothing_else(tmp_path: Path) -> N
             damaged[dice.randrange(len(damaged))] = dice.randrange(256)
         trace.write_bytes(damaged)
         try:
-            report = await replayed(trace, Squares())
+            report = await replayed(trace, Squares(), options=STUCK)
             outcomes.add(report.same)
         except TraceError:
             outcomes.add(None)

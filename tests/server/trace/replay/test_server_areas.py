@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,23 +16,27 @@ from protocol.trace import AreaChange, TraceError, digest, pack_content
 from server.client import VfioUserClient
 from server.fds import ReceivedFds
 from server.trace.reader import TraceReader
-from server.trace.replay.server_areas import MAX_WAITING, ServerAreas
+from server.trace.replay.server_areas import (
+    MAX_AREAS,
+    MAX_FILES,
+    MAX_REGIONS,
+    MAX_WAITING,
+    MAX_WAITING_BYTES,
+    AreasRefused,
+    ServerAreas,
+)
+from tests.fds import open_fds
 from tests.server.register_device import AREAS, BAR3, PAGE, RegisterDevice
-from tests.server.running import TRANSPORTS, open_fds
+from tests.server.running import TRANSPORTS
 from tests.server.trace.replay.sessions import record, replayed
 from tests.server.trace.show_files import TraceFile
+
+pytestmark = pytest.mark.usefixtures("no_fd_leaks")
 
 READ_WRITE_MMAP = RegionFlags.READ | RegionFlags.WRITE | RegionFlags.MMAP
 SIZE = 8 * PAGE
 PLACE = 2 * PAGE
 """Where the region is in the server's file."""
-
-
-@pytest.fixture(autouse=True)
-def _no_fd_leaks() -> Iterator[None]:
-    before = open_fds()
-    yield
-    assert open_fds() == before
 
 
 @pytest.fixture
@@ -92,6 +97,81 @@ def test_what_comes_before_the_client_asks_is_written_when_it_has(areas: ServerA
     areas.put(change(8, b"other", region=1))
     areas.offered(info((0, SIZE)), [file])
     assert content(file)[PLACE + 8 :][:5] == (MAX_WAITING - 1).to_bytes(4, "big") + b"\0"
+
+
+def test_what_waits_takes_no_more_memory_than_is_set_aside(areas: ServerAreas, file: int) -> None:
+    piece = b"piece" * 40000
+    count = MAX_WAITING_BYTES // len(piece)
+    for number in range(count + 40):
+        areas.put(change(number, piece))
+    for region in range(10):
+        areas.put(change(0, piece, region=region))
+    areas.offered(info((0, SIZE)), [file])
+    assert content(file)[PLACE : PLACE + SIZE] == b"p" * (count - 1) + piece[: SIZE - count + 1]
+
+
+def test_as_many_areas_as_there_may_be_take_one_file(areas: ServerAreas, file: int) -> None:
+    os.ftruncate(file, PLACE + 16 * MAX_AREAS)
+    before = open_fds()
+    sparse = [(16 * number, 8) for number in range(MAX_AREAS)]
+    areas.offered(info(*sparse, size=16 * MAX_AREAS), [file])
+    assert open_fds() == before + 1
+    areas.put(change(4, b"x" * 16 * MAX_AREAS))
+    assert content(file)[PLACE:] == bytes(4) + b"xxxx" + (bytes(8) + b"x" * 8) * (MAX_AREAS - 1) + bytes(8)
+    with pytest.raises(AreasRefused, match=f"{MAX_AREAS + 1} mappable areas of BAR3"):
+        areas.offered(info(*sparse, (0, 0), size=16 * MAX_AREAS), [file])
+    assert open_fds() == before
+
+
+@pytest.mark.parametrize("sparse", [[(0, PAGE)] * 5000, [(2 * PAGE, PAGE), (0, 2 * PAGE + 1)]])
+def test_areas_that_overlap_are_refused_and_nothing_is_written(
+    areas: ServerAreas, file: int, sparse: list[tuple[int, int]]
+) -> None:
+    areas.put(change(0, b"before"))
+    before = open_fds()
+    with pytest.raises(AreasRefused, match="areas of BAR3"):
+        areas.offered(info(*sparse), [file])
+    areas.put(change(2 * PAGE, b"here"))
+    assert open_fds() == before
+    assert not any(content(file))
+    areas.offered(info((0, PAGE)), [file])
+    areas.put(change(0, b"here"))
+    assert content(file)[PLACE:][:6] == b"here\0\0"
+
+
+def test_the_files_of_all_regions_are_bounded(areas: ServerAreas, file: int) -> None:
+    sparse = [(16 * number, 16) for number in range(16)]
+    with ReceivedFds([os.dup(file) for _ in range(16)]) as fds:
+        for region in range(MAX_FILES // 16):
+            areas.offered(info(*sparse, index=region), fds.numbers)
+        with pytest.raises(AreasRefused, match=f"more than {MAX_FILES} files to map: those of region 77"):
+            areas.offered(info((0, PAGE), index=77), [file])
+
+
+def test_the_regions_are_bounded(areas: ServerAreas) -> None:
+    for region in range(100, 100 + MAX_REGIONS):
+        areas.offered(info(index=region), [])
+    with pytest.raises(AreasRefused, match=f"lets BAR3 be mapped, and {MAX_REGIONS} others"):
+        areas.offered(info(), [])
+    areas.offered(info(index=100), [])
+
+
+def test_files_that_cannot_be_kept_are_done_without(
+    areas: ServerAreas, file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ReceivedFds([os.dup(file)]) as others:
+        duplicate, left = os.dup, 1
+
+        def last(fd: int) -> int:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return duplicate(fd)
+
+        monkeypatch.setattr(os, "dup", last)
+        with pytest.raises(AreasRefused, match="files of BAR3 are done without: Too many open files"):
+            areas.offered(info((0, PAGE), (PAGE, PAGE)), [file, *others.numbers])
 
 
 spots = st.integers(0, SIZE + PAGE) | st.sampled_from([2**32, 2**63, 2**64 - 1])

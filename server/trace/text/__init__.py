@@ -1,0 +1,1 @@
+"""A trace in words: messages, events, values and names as people and JSON have them."""
