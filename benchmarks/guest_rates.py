@@ -24,10 +24,11 @@ from server.guest.accel import choose_accel
 from server.guest.child import started
 from server.guest.initramfs import GuestImage
 from server.guest.kernel import find_kernel
-from server.guest.machine import Machine, own_virtio_gpu, vfio_user_pci
+from server.guest.machine import Machine, own_virtio_gpu
 from server.guest.programs import find_programs
 from server.guest.qemu import find_qemu
 from server.guest.run import booted
+from server.qemu.client import vfio_user_pci
 
 OWN_SLOT, OUR_SLOT = 3, 4
 RATES = ("flips", "redraws", "cursor_moves")

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 
 from devices.contract import Device
 from server.native.transport import NATIVE, Transport
-
-AUTO = "auto"
-LIBVFIO_USER = "libvfio-user"
-CHOICES = (AUTO, NATIVE.name, LIBVFIO_USER)
+from server.transport_names import AUTO, LIBVFIO_USER
 
 WHY_NATIVE = "maps memory faster than libvfio-user"
 """What ``auto`` goes by: docs/transports.md has the figures."""
@@ -24,7 +21,7 @@ class Choice:
 
 
 def choose_transport(name: str, device: Device) -> Choice:
-    """The transport ``name`` of :data:`CHOICES` for ``device``. Raises TransportUnavailable.
+    """The transport ``name`` of :data:`server.transport_names.CHOICES` for ``device``. Raises TransportUnavailable.
 
     libvfio-user is loaded where it is asked for by name, and never otherwise.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -12,10 +11,9 @@ from contextlib import asynccontextmanager
 import trio
 
 from server.guest.lines import LineLog
+from server.parent_death import end_with_parent
 
-_PR_SET_PDEATHSIG = 1
-_GRACE_SECONDS = 5.0
-_libc = ctypes.CDLL(None, use_errno=True)
+_GRACE_SECONDS = 30.0
 
 
 class Child:
@@ -31,12 +29,6 @@ class Child:
         """
         self.log = LineLog(name)
         parent = os.getpid()
-
-        def die_with_parent() -> None:
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:
-                os._exit(1)
-
         self._process = subprocess.Popen(
             command,
             env=env,
@@ -45,7 +37,7 @@ class Child:
             stderr=subprocess.STDOUT,
             pass_fds=pass_fds,
             start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - this program has no threads
+            preexec_fn=lambda: end_with_parent(parent, signal.SIGKILL),  # noqa: PLW1509 - this program has no threads
         )
         assert self._process.stdout is not None  # noqa: S101 - Popen gives what was asked for
         self._output = trio.lowlevel.FdStream(os.dup(self._process.stdout.fileno()))

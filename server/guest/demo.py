@@ -27,18 +27,19 @@ from server.guest.child import Child, started
 from server.guest.errors import GuestError
 from server.guest.initramfs import GuestImage
 from server.guest.kernel import Kernel, find_kernel
-from server.guest.machine import Machine, vfio_user_pci
+from server.guest.machine import Machine
 from server.guest.programs import GuestPrograms, find_programs
 from server.guest.progress import Report, to_stderr
 from server.guest.qemu import Qemu, find_qemu
 from server.guest.run import Guest, launched
 from server.guest.screen import has_colour_bars, is_drawn_on, settled
+from server.qemu.client import vfio_user_pci
 from server.run_async import run_async
 from server.screenshot import save_png
 
-_SERVER_SECONDS = 10.0
-_BOOT_SECONDS = 120.0
-_PICTURE_SECONDS = 30.0
+_SERVER_SECONDS = 60.0
+_BOOT_SECONDS = 300.0
+_PICTURE_SECONDS = 120.0
 _POLL_SECONDS = 0.02
 
 _DRM = "demo: seconds to the DRM device:"

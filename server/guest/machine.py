@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from server.guest.accel import Accel
-from server.guest.qemu import CLIENT, Qemu
-
-Option = str | int | bool | Mapping[str, object]
-DeviceOptions = Mapping[str, Option]
+from server.guest.qemu import Qemu
+from server.qemu.client import DeviceOptions, Option
 
 DEFAULT_APPEND = "console=tty0 console=ttyS0 panic=-1 nokaslr"
 """The kernel's messages go to the virtual screen and to the first serial port; a panic ends QEMU."""
 
 _IOMMU: DeviceOptions = {"driver": "intel-iommu", "caching-mode": True, "intremap": "off"}
-
-
-def vfio_user_pci(socket: Path, **options: Option) -> DeviceOptions:
-    """Return QEMU's vfio-user client, attached to the server that listens at ``socket``."""
-    return {"driver": CLIENT, "socket": {"type": "unix", "path": str(socket)}, **options}
 
 
 def own_virtio_gpu(**options: Option) -> DeviceOptions:

@@ -13,13 +13,11 @@ from pathlib import Path
 from server.guest.errors import GuestError
 from server.guest.packages import LIBRARIES, QEMU, unpacked
 from server.guest.progress import Report, to_stderr
+from server.qemu.client import CLIENT
 
 PROGRAM = "qemu-system-x86_64"
 OLDEST = (10, 1)
 """The first release of QEMU with the vfio-user client."""
-
-CLIENT = "vfio-user-pci"
-"""QEMU's device that is a vfio-user client."""
 
 _VERSION = re.compile(r"QEMU emulator version (\d+)\.(\d+)(?:\.(\d+))?")
 
@@ -98,7 +96,7 @@ def _private_command(root: Path) -> tuple[tuple[str, ...], dict[str, str]]:
 def _output(command: tuple[str, ...], env: Mapping[str, str]) -> str:
     try:
         done = subprocess.run(
-            command, env={**os.environ, **env}, capture_output=True, text=True, check=True, timeout=30
+            command, env={**os.environ, **env}, capture_output=True, text=True, check=True, timeout=120
         )
     except subprocess.CalledProcessError as error:
         lines = tuple(error.stderr.splitlines()[-20:])

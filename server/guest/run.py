@@ -23,8 +23,8 @@ from server.guest.lines import LineLog
 from server.guest.machine import Machine
 from server.guest.qemu import Qemu
 
-BOOT_SECONDS = 120.0
-COMMAND_SECONDS = 60.0
+BOOT_SECONDS = 300.0
+COMMAND_SECONDS = 120.0
 _LONGEST_SCRIPT = 3000
 """Bytes of base64: a serial port has no flow control, and the guest's line buffer holds 4 KiB."""
 

@@ -48,9 +48,14 @@ def is_drawn_on(buffer: PixelBuffer) -> bool:
 
 
 def has_colour_bars(buffer: PixelBuffer) -> bool:
-    """Tell whether the upper part shows vertical bars in seven colours, as the SMPTE test pattern does."""
-    rows = [row_pixels(buffer, row) for row in (buffer.height // 8, buffer.height // 4)]
-    return rows[0] == rows[1] and len(_wide_bars(rows[0])) >= _SMPTE_BARS
+    """Tell whether the upper part shows vertical bars in seven colours, as the SMPTE test pattern does.
+
+    The last row has to be drawn on, too: guests copy pictures from the top, and may be interrupted for a while.
+    """
+    upper, lower, last = (
+        row_pixels(buffer, row) for row in (buffer.height // 8, buffer.height // 4, buffer.height - 1)
+    )
+    return upper == lower and len(_wide_bars(upper)) >= _SMPTE_BARS and last != last[:_PIXEL] * buffer.width
 
 
 def row_pixels(buffer: PixelBuffer, row: int) -> bytes:

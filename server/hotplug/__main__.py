@@ -11,7 +11,7 @@ import sys
 
 from server.cli import build_parser
 from server.hotplug.lifeline import Lifeline
-from server.hotplug.unpluggable import without_msix
+from server.qemu.unpluggable import without_msix
 from server.serve import run_serve
 
 if __name__ == "__main__":

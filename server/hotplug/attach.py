@@ -9,7 +9,6 @@ from pathlib import Path
 
 import trio
 
-from server.guest.machine import vfio_user_pci
 from server.hotplug.detach import take_out
 from server.hotplug.errors import HotplugError
 from server.hotplug.guard import Warn, put_up_guard, take_down_guard
@@ -20,6 +19,7 @@ from server.hotplug.qmp import CommandFailed, Qmp
 from server.hotplug.refusals import Plug, explained
 from server.hotplug.room import bar_without_room
 from server.hotplug.server_process import ServerOptions, started
+from server.qemu.client import vfio_user_pci
 
 ADD_SECONDS = 60.0
 """How long QEMU may take: it asks the server a number of things, and waits 5 s for each answer."""
@@ -68,28 +68,16 @@ async def attach(qmp: Qmp, wish: Wish, warn: Warn = _ignore) -> Attachment:
     if wish.socket_path is None:
         async with started(wish.server, device, qmp.path) as server, _guarded(qmp, warn):
             plug = Plug(device, bus, server.path)
-            address = await _plug_in(qmp, plug, server.leave)
-            attachment = Attachment(device, bus, address, server.pid)
-    else:
-        if not wish.socket_path.is_socket():
-            path = wish.socket_path
-            raise HotplugError(
-                f"{path}: no server listens there: start one with vgpud serve --socket-path {path}"
-            )
-        async with _guarded(qmp, warn):
-            plug = Plug(device, bus, wish.socket_path, is_users=True)
-            attachment = Attachment(device, bus, await _plug_in(qmp, plug), None)
-    if await has_msix(qmp, device):
-        warn(
-            f"{device} has MSI-X, and cannot be unplugged: QEMU up to 11.1 aborts then; detach needs a server with "
-            "--device virtio-gpu,msix=off"
+            address = await _plug_in(qmp, plug, warn, server.leave)
+            return Attachment(device, bus, address, server.pid)
+    path = wish.socket_path
+    if not path.is_socket():
+        raise HotplugError(
+            f"{path}: no server listens there: start one with vgpud serve --socket-path {path}"
         )
-    if size := await bar_without_room(qmp, device):
-        warn(
-            f"{device} has a BAR of {size >> 10} KiB, more than firmware has left {bus}: where the guest has no room "
-            f"for it, give that port pref32-reserve={2 * size >> 10}K,mem-reserve=4M"
-        )
-    return attachment
+    async with _guarded(qmp, warn):
+        plug = Plug(device, bus, path, is_users=True)
+        return Attachment(device, bus, await _plug_in(qmp, plug, warn), None)
 
 
 @asynccontextmanager
@@ -114,19 +102,37 @@ def _clean_up() -> Iterator[None]:
         yield
 
 
-async def _plug_in(qmp: Qmp, plug: Plug, leave_server: Callable[[], None] = lambda: None) -> str | None:
+async def _plug_in(
+    qmp: Qmp, plug: Plug, warn: Warn, leave_server: Callable[[], None] = lambda: None
+) -> str | None:
     """Add the device and return its address. The server is left as soon as, and as long as, QEMU depends on it."""
     was_added = False
     try:
         await _add(qmp, plug)
         was_added = True
         address = await _numbered_address(qmp, plug.device)
+        with suppress(HotplugError):  # the device is there, and is no worse for what nobody knows of it
+            await _warn_of_limits(qmp, plug, warn)
     except BaseException:
         if not await _is_taken_back(qmp, plug.device, otherwise=not was_added):
             leave_server()  # QEMU aborts when it loses a server in use
         raise
     leave_server()
     return address
+
+
+async def _warn_of_limits(qmp: Qmp, plug: Plug, warn: Warn) -> None:
+    """Say what the device can be expected not to do. Raises HotplugError where QEMU does not say how it is."""
+    if await has_msix(qmp, plug.device):
+        warn(
+            f"{plug.device} has MSI-X, and cannot be unplugged: QEMU up to 11.1 aborts then; detach needs a server "
+            "with --device virtio-gpu,msix=off"
+        )
+    if size := await bar_without_room(qmp, plug.device):
+        warn(
+            f"{plug.device} has a BAR of {size >> 10} KiB, more than firmware has left {plug.bus}: where the guest has "
+            f"no room for it, give that port pref32-reserve={2 * size >> 10}K,mem-reserve=4M"
+        )
 
 
 async def _add(qmp: Qmp, plug: Plug) -> None:

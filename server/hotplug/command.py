@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
@@ -18,8 +17,7 @@ from server.hotplug.errors import HotplugError
 from server.hotplug.qmp import connected
 from server.hotplug.server_process import ServerOptions
 from server.run_async import run_async
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+from server.stop_signals import stop_signals
 
 Work = Callable[[], Awaitable[str]]
 """Does what was asked for, and returns what to print."""
@@ -70,7 +68,7 @@ def _sentence(done: Attachment) -> str:
 
 async def _run(work: Work) -> int:
     """Do the work unless a signal stops it; then it is undone."""
-    with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+    with trio.open_signal_receiver(*stop_signals()) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
             try:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TypeAlias
 
+from server.transport_names import CHOICES
+
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -28,9 +30,7 @@ def add_attach(commands: Subparsers) -> None:
     server.add_argument(
         "--device", metavar="NAME[,OPTION=VALUE...]", help="device model, as serve's (default: virtio-gpu)"
     )
-    server.add_argument(
-        "--transport", choices=("auto", "native", "libvfio-user"), help="as serve's (default: auto)"
-    )
+    server.add_argument("--transport", choices=CHOICES, help="as serve's (default: auto)")
     server.add_argument("--control", type=Path, metavar="PATH", help="socket for status and screenshots")
     server.add_argument("--trace", type=Path, metavar="FILE", help="record the session; see 'vgpud trace'")
     server.add_argument(

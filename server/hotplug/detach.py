@@ -7,11 +7,12 @@ from contextlib import nullcontext
 import trio
 
 from server.hotplug.answers import as_object, text_of, truth_of
-from server.hotplug.errors import HotplugError, one_line
+from server.hotplug.errors import HotplugError
 from server.hotplug.guard import take_down_guard
 from server.hotplug.guest_devices import find_device, find_in_regions, has_msix, is_present
 from server.hotplug.qmp import CommandFailed, Event, Qmp, QmpError
 from server.hotplug.server_process import END_SECONDS, PRIVATE_SOCKET, find_server
+from server.one_line import one_line
 
 HANG_SECONDS = 5.0
 """How long a guest is waited for whose device has no server that could be seen: it hangs."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 from server.hotplug.errors import HotplugError
 from server.hotplug.guest_devices import has_devices
 from server.hotplug.qmp import CommandFailed, Qmp
-from server.launch.migration_guard import NODE, guard_node
+from server.qemu.migration_guard import NODE, guard_node
 
 Warn = Callable[[str], None]
 """Takes one line for the user."""

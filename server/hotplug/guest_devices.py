@@ -7,13 +7,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from server.guest.qemu import CLIENT
 from server.hotplug import qom
 from server.hotplug.answers import as_object, as_objects, number_of
-from server.hotplug.errors import HotplugError, one_line
+from server.hotplug.errors import HotplugError
 from server.hotplug.qmp import Qmp
+from server.one_line import one_line
+from server.qemu.client import CLIENT
+from server.qemu.names import GPU_ID
 
-DEFAULT_ID = "vgpud"
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 """What QEMU takes for an id."""
 _MSIX_TABLE = "msix-table"
@@ -32,7 +33,7 @@ async def choose_id(qmp: Qmp, wanted: str | None) -> str:
     """The id for a new device: ``wanted``, or the first of vgpud0, vgpud1, ... that is free. Raises HotplugError."""
     taken = await qom.children(qmp, qom.PERIPHERAL)
     if wanted is None:
-        return next(name for name in (f"{DEFAULT_ID}{n}" for n in itertools.count()) if name not in taken)
+        return next(name for name in (f"{GPU_ID}{n}" for n in itertools.count()) if name not in taken)
     if not _ID.fullmatch(wanted):
         raise HotplugError(f"--id {one_line(wanted)}: an id is a letter, then letters, digits, -, . and _")
     if wanted in taken:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from server.hotplug import qom
 from server.hotplug.answers import UnexpectedAnswer, as_object, as_objects, number_of, text_of, truth_of
-from server.hotplug.errors import HotplugError, one_line
+from server.hotplug.errors import HotplugError
 from server.hotplug.qmp import Qmp
+from server.one_line import one_line
 
 _OBJECTS = "/objects/"
 _SIZE_LIMIT = 1 << 64

@@ -10,8 +10,10 @@ import re
 from dataclasses import dataclass
 
 from server.hotplug import qom
-from server.hotplug.errors import HotplugError, one_line
+from server.hotplug.answers import as_objects
+from server.hotplug.errors import HotplugError
 from server.hotplug.qmp import Qmp
+from server.one_line import one_line
 
 _EXPRESS = "pcie-slot"
 """What root ports and the downstream ports of switches are."""
@@ -21,7 +23,11 @@ _PLUGGED = "child["
 _DIGITS = re.compile(r"(\d+)")
 _ROOT_OF_PC = "/machine/i440fx"
 _ROOT_BUS = "pci.0"
+_EXPRESS_ROOT_BUS = "pcie.0"
 _ADVICE = "start QEMU with -device pcie-root-port,id=gpu-port,chassis=1"
+_ADVICE_WITHOUT_PCI = (
+    "this machine has no PCI: start QEMU with -machine q35 and -device pcie-root-port,id=gpu-port,chassis=1"
+)
 _ADVICE_WITHOUT_EXPRESS = "start QEMU with -device pci-bridge,id=gpu-port,chassis_nr=1"
 
 
@@ -48,8 +54,11 @@ async def find_ports(qmp: Qmp) -> list[Port]:
         for name, kind in (await qom.children(qmp, folder)).items():
             if kind in express | conventional:
                 ports += await _ports_of(qmp, f"{folder}/{name}", kind in express)
+    is_conventional = await _has_conventional_root(qmp)
+    # QEMU calls the bus of the first port without an id as it does the root bus, and takes the name for that.
+    ports = [port for port in ports if port.bus != (_ROOT_BUS if is_conventional else _EXPRESS_ROOT_BUS)]
     ports.sort(key=lambda port: (not port.is_express, _natural(port.bus)))
-    if await _has_conventional_root(qmp):
+    if is_conventional:
         ports.append(Port(_ROOT_BUS, is_express=False, is_free=True, may_be_plugged=True))  # it has 32 slots
     return ports
 
@@ -60,7 +69,9 @@ async def choose_bus(qmp: Qmp, wanted: str | None) -> str:
     if wanted is None:
         free = _free(ports)
         if not free:
-            raise HotplugError(f"the guest has no free hot-pluggable port: {_choice(ports)}")
+            without_pci = not as_objects(await qmp.execute("query-pci"), "query-pci")
+            fix = _ADVICE_WITHOUT_PCI if without_pci else _choice(ports)
+            raise HotplugError(f"the guest has no free hot-pluggable port: {fix}")
         return free[0]
     port = next((port for port in ports if port.bus == wanted), None)
     if port is not None and not port.may_be_plugged:

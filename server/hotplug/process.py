@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ PASSED = 3
 """The only descriptor that a process may have beside the standard ones."""
 
 
-class Process:
+class DetachedProcess:
     """A process, whoever started it; closed by leaving the block, which does not end it."""
 
     def __init__(self, pid: int) -> None:
@@ -29,7 +30,7 @@ class Process:
     @classmethod
     def spawn(
         cls, command: list[str], environment: Mapping[str, str], stderr: int, passed: int | None = None
-    ) -> Process:
+    ) -> DetachedProcess:
         """Start ``command`` in a session of its own, with no input and no output but ``stderr``. Raises OSError.
 
         The descriptor ``passed`` is its :data:`PASSED`.
@@ -64,11 +65,12 @@ class Process:
         os.close(self.pidfd)
 
     async def ended(self, within: float) -> bool:
-        """Wait until it has ended; whether it did within so many seconds."""
+        """Wait until it has ended; whether it did within so many seconds, where 0 is for who does not wait."""
         with trio.move_on_after(within):
             await trio.lowlevel.wait_readable(self.pidfd)
-            return True
-        return False
+        look = select.poll()  # a block of 0 seconds is cancelled before it waits
+        look.register(self.pidfd, select.POLLIN)
+        return bool(look.poll(0))
 
     async def end(self, grace: float) -> None:
         """End it by SIGTERM, after ``grace`` seconds by SIGKILL, and wait, also in a cancelled scope."""
@@ -99,13 +101,13 @@ def _inheritable() -> list[int]:
     return found
 
 
-def find_process(arguments: Sequence[str]) -> Process | None:
+def find_process(arguments: Sequence[str]) -> DetachedProcess | None:
     """A process whose command line has ``arguments``, one after the other, among those that may be looked at."""
     wanted = [os.fsencode(argument) for argument in arguments]
     for folder in _PROC.iterdir():
         if folder.name.isdecimal() and _has(folder, wanted):
             with suppress(OSError):
-                process = Process(int(folder.name))
+                process = DetachedProcess(int(folder.name))
                 if _has(folder, wanted):  # or the id was given to another one meanwhile
                     return process
                 os.close(process.pidfd)

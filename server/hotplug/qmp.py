@@ -24,11 +24,12 @@ from typing import Any
 import trio
 
 from server.hotplug.answers import UnexpectedAnswer, as_object, number_of, text_of
-from server.hotplug.errors import HotplugError, one_line
+from server.hotplug.errors import HotplugError
+from server.one_line import one_line
 
 MAX_LINE = 4 << 20
 """Bytes of the longest message that is taken: query-pci's answer has about 600 for each device."""
-GREETING_SECONDS = 5.0
+GREETING_SECONDS = 15.0
 REPLY_SECONDS = 30.0
 _CHUNK = 1 << 16
 _VERSION_LIMIT = 1 << 16
@@ -161,6 +162,7 @@ class Qmp:
     async def _send(self, request: Mapping[str, Any]) -> None:
         if self._broken is not None:
             raise QmpError(self._broken)
+        await trio.lowlevel.checkpoint_if_cancelled()  # else send_all could end there, with nothing sent
         broken, self._broken = self._broken, f"{self.path}: a command was sent in part only"
         try:
             await self._stream.send_all(json.dumps(request).encode() + b"\n")
@@ -221,7 +223,10 @@ async def connected(path: Path) -> AsyncIterator[Qmp]:
         raise QmpError(
             f"{path}: no QEMU answers there ({reason}); start it with -qmp unix:{path},server=on,wait=off"
         ) from None
-    async with stream:
+    try:
         qmp = Qmp(stream, path)
         await qmp.negotiate()
         yield qmp
+    finally:
+        with trio.CancelScope(shield=True):  # it waits for nothing, and what was done is done
+            await stream.aclose()

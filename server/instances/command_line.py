@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from server.exit_status import fail
 from server.instances.errors import InstanceError
+from server.transport_names import CHOICES
 
 Run = Callable[[argparse.Namespace], int]
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -46,7 +47,7 @@ def _add_define(commands: Subparsers) -> None:
     )
     parser.add_argument(
         "--transport",
-        choices=("auto", "native", "libvfio-user"),
+        choices=CHOICES,
         default="auto",
         help="as for serve (default: %(default)s)",
     )

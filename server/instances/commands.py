@@ -16,7 +16,7 @@ from server.instances.identity import parse_uuid
 from server.instances.manager import Manager, choose_manager
 from server.instances.pid_file import held
 from server.instances.places import Places, choose_places
-from server.instances.state import Look, State, look_at
+from server.instances.state import InstanceStatus, State, look_at
 from server.instances.store import Store
 from server.instances.types import find_type
 
@@ -131,14 +131,14 @@ def run_stop(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _look_at(places: Places, uuid: UUID) -> Look:
+def _look_at(places: Places, uuid: UUID) -> InstanceStatus:
     seen = look_at(places, uuid)
     if seen.state is State.HIDDEN:
         raise InstanceError(f"{uuid} is another user's; do this as that user")
     return seen
 
 
-def _check_that_nobody_suffers(seen: Look) -> None:
+def _check_that_nobody_suffers(seen: InstanceStatus) -> None:
     if seen.attached:
         raise InstanceError(
             f"a client is attached to {seen.uuid}, and QEMU aborts without it; end that, or give --force"

@@ -22,7 +22,7 @@ from devices.models import MODELS
 from devices.registry import OptionError, create_device
 from server.instances.errors import InstanceError
 from server.instances.types import InstanceType, find_type
-from server.transports import AUTO, CHOICES
+from server.transport_names import AUTO, CHOICES
 
 MAX_BYTES = 64 << 10
 """Longest file of a definition."""

@@ -7,7 +7,6 @@ import resource
 import secrets
 import select
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import UUID
 
+from server.child_server.errors import ServerStartError
+from server.child_server.output import ServerOutput
+from server.child_server.readiness import (
+    START_SECONDS,
+    Outcome,
+    Readiness,
+    listen_for_readiness,
+    why_not_ready,
+)
 from server.instances.definition import Definition
 from server.instances.errors import InstanceError
 from server.instances.pid_file import held, holder
@@ -23,12 +31,13 @@ from server.instances.places import Places, make_private_folder
 from server.instances.signals import NoticedSignals, noticed
 from server.instances.state import listening_paths
 
-START_SECONDS = 30.0
-STOP_SECONDS = 10.0
-"""How long a server may take to listen, and to end."""
+STOP_SECONDS = 30.0
+"""How long a server may take to end."""
+KILL_SECONDS = 60.0
+"""How long the kernel may take to end one that was killed."""
 MAX_LOG = 16 << 20
 """Bytes of a server's log: what would be more is lost, because clients can cause lines without end."""
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Direct:
@@ -53,12 +62,14 @@ class Direct:
         make_private_folder(self._places.folder(uuid))
         with (
             noticed() as signals,
-            _ready_socket() as (ready, address),
+            _readiness() as readiness,
             _log_of_attempt(self._places, uuid) as attempt,
+            _output(attempt, log) as output,
         ):
-            process = _spawn(self._places, uuid, attempt, address)
+            process = _spawn(self._places, uuid, output, readiness)
             try:
-                _wait_until_ready(process, ready, signals, attempt, log)
+                _limit_log(process.pid)
+                _wait_until_ready(process, readiness, signals, output, log)
                 _keep(attempt, log)
             except BaseException:
                 process.kill()
@@ -86,7 +97,10 @@ class Direct:
             if not force:
                 raise InstanceError(f"{uuid} did not end in {STOP_SECONDS:.0f} s; --force kills it")
             _signal(pidfd, signal.SIGKILL)
-            _wait_readable([pidfd], STOP_SECONDS)
+            if not _wait_readable([pidfd], KILL_SECONDS):
+                raise InstanceError(
+                    f"{uuid} was killed and has not ended in {KILL_SECONDS:.0f} s: it hangs in the kernel"
+                )
         finally:
             os.close(pidfd)
 
@@ -102,15 +116,13 @@ class Direct:
 
 
 @contextmanager
-def _ready_socket() -> Iterator[tuple[socket.socket, str]]:
-    """A socket for sd_notify(3), and its address."""
-    with (
-        TemporaryDirectory(prefix="vgpud-") as folder,
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as ready,
-    ):
-        address = str(Path(folder) / "ready")
-        ready.bind(address)
-        yield ready, address
+def _readiness() -> Iterator[Readiness]:
+    """Raises InstanceError."""
+    try:
+        with TemporaryDirectory(prefix="vgpud-") as folder, listen_for_readiness(Path(folder)) as readiness:
+            yield readiness
+    except ServerStartError as error:
+        raise InstanceError(error) from error
 
 
 @contextmanager
@@ -136,50 +148,69 @@ def _keep(attempt: Path, log: Path) -> None:
         raise InstanceError(f"{log}: {error.strerror}; remove it") from error
 
 
-def _spawn(places: Places, uuid: UUID, log: Path, ready: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-P", "-m", "server", "serve-instance", str(uuid)]
-    folders = ["--config-dir", str(places.definitions), "--runtime-dir", str(places.runtime)]
-    environment = {**os.environ, "NOTIFY_SOCKET": ready}
+@contextmanager
+def _output(attempt: Path, log: Path) -> Iterator[ServerOutput]:
+    """Raises InstanceError."""
     try:
-        output = os.open(log, _CREATE, 0o600)
+        fd = os.open(attempt, _CREATE, 0o600)
     except OSError as error:
         raise InstanceError(f"{log}: {error.strerror}; remove it") from error
     try:
-        process = subprocess.Popen(
+        yield ServerOutput(fd, fd, 0)
+    finally:
+        os.close(fd)
+
+
+def _spawn(places: Places, uuid: UUID, output: ServerOutput, readiness: Readiness) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-P", "-m", "server", "serve-instance", str(uuid)]
+    folders = ["--config-dir", str(places.definitions), "--runtime-dir", str(places.runtime)]
+    try:
+        return subprocess.Popen(
             [*command, *folders],
             cwd="/",
-            env=environment,
+            env={**os.environ, "NOTIFY_SOCKET": readiness.address},
             stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
+            stdout=output.write_fd,
+            stderr=output.write_fd,
             start_new_session=True,
         )
-    finally:
-        os.close(output)
-    with suppress(ProcessLookupError):
-        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (MAX_LOG, MAX_LOG))
-    return process
+    except OSError as error:
+        raise InstanceError(f"the server cannot be started: {error.strerror}") from error
+
+
+def _limit_log(pid: int) -> None:
+    """Bound what a process writes to a file; less than :data:`MAX_LOG` where it may not write as much anyway.
+
+    Raises InstanceError.
+    """
+    try:
+        _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        limit = MAX_LOG if most == resource.RLIM_INFINITY else min(MAX_LOG, most)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, limit))
+    except ProcessLookupError:
+        pass  # it has ended, for a reason that is still to be read
+    except (OSError, ValueError) as error:
+        raise InstanceError(f"the server's log cannot be bounded: {error}") from error
 
 
 def _wait_until_ready(
     process: subprocess.Popen[bytes],
-    ready: socket.socket,
+    readiness: Readiness,
     signals: NoticedSignals,
-    attempt: Path,
+    output: ServerOutput,
     log: Path,
 ) -> None:
     pidfd = os.pidfd_open(process.pid)
     try:
-        happened = _wait_readable([ready.fileno(), pidfd, signals.fileno()], START_SECONDS)
+        outcome = readiness.wait_without_loop(pidfd, signals.fileno(), START_SECONDS)
     finally:
         os.close(pidfd)
-    if signals.fileno() in happened:
+    if outcome is Outcome.INTERRUPTED:
         raise InstanceError("interrupted")
-    if ready.fileno() in happened:
-        return
-    if happened:
-        raise InstanceError(f"{_last_line(attempt) or 'the server ended without a word'}")
-    raise InstanceError(f"the server does not listen after {START_SECONDS:.0f} s; its log is {log}")
+    if outcome is Outcome.LATE:
+        raise InstanceError(f"the server does not listen after {START_SECONDS:.0f} s; its log is {log}")
+    if outcome is Outcome.ENDED:
+        raise InstanceError(why_not_ready(outcome, output.last_line()))
 
 
 def _wait_readable(fds: list[int], seconds: float) -> list[int]:
@@ -187,11 +218,6 @@ def _wait_readable(fds: list[int], seconds: float) -> list[int]:
     for fd in fds:
         poll.register(fd, select.POLLIN)
     return [fd for fd, _ in poll.poll(seconds * 1000)]
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()
-    return lines[-1].removeprefix("vgpud: ") if lines else ""
 
 
 def _open_process(pid_file: Path) -> int | None:

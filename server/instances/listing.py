@@ -15,7 +15,7 @@ from server.instances.commands import places_of
 from server.instances.definition import Definition, as_json
 from server.instances.errors import InstanceError
 from server.instances.places import Places, choose_definitions
-from server.instances.state import Look, State, look, started
+from server.instances.state import InstanceStatus, State, look, started
 from server.instances.store import Store
 from server.instances.types import TYPES, InstanceType
 from server.run_async import run_async
@@ -100,7 +100,7 @@ def _definitions(store: Store) -> tuple[list[Definition], int]:
     return definitions, worst
 
 
-def _instance_json(seen: Look, definition: Definition | None, places: Places) -> dict[str, Any]:
+def _instance_json(seen: InstanceStatus, definition: Definition | None, places: Places) -> dict[str, Any]:
     return {
         "uuid": str(seen.uuid),
         "definition": None if definition is None else as_json(definition),
@@ -114,7 +114,7 @@ def _instance_json(seen: Look, definition: Definition | None, places: Places) ->
     }
 
 
-def _instance_texts(seen: Look, definition: Definition | None, places: Places) -> tuple[str, ...]:
+def _instance_texts(seen: InstanceStatus, definition: Definition | None, places: Places) -> tuple[str, ...]:
     running = seen.state in (State.RUNNING, State.SILENT)
     return (
         str(seen.uuid),

@@ -53,11 +53,18 @@ def held(path: Path) -> Iterator[None]:
     """
     fd = _lock(path)
     try:
-        os.ftruncate(fd, 0)
-        os.write(fd, f"{os.getpid()}\n".encode())
+        _write_pid(path, fd)
         yield
     finally:
         os.close(fd)
+
+
+def _write_pid(path: Path, fd: int) -> None:
+    try:
+        os.ftruncate(fd, 0)
+        os.write(fd, f"{os.getpid()}\n".encode())
+    except OSError as error:
+        raise InstanceError(f"{path}: {error.strerror}") from error
 
 
 def _lock(path: Path) -> int:

@@ -18,7 +18,7 @@ from server.instances.pid_file import holder
 from server.instances.places import Places
 from server.run_async import run_async
 
-ANSWER_SECONDS = 2.0
+ANSWER_SECONDS = 5.0
 """How long a server has to say whether a client is attached. All are asked at the same time."""
 _ACCEPTS = 0x10000
 """__SO_ACCEPTCONN, the flag of a listening socket in /proc/net/unix."""
@@ -46,7 +46,7 @@ class State(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class InstanceStatus:
     """What was seen of an instance; ``attached`` is whether a client is, None where nobody knows."""
 
     uuid: UUID
@@ -55,10 +55,10 @@ class Look:
     attached: bool | None = None
 
 
-async def look(places: Places, uuids: Sequence[UUID]) -> list[Look]:
+async def look(places: Places, uuids: Sequence[UUID]) -> list[InstanceStatus]:
     """What each of the instances is doing. Takes as long as one that does not answer, and no longer."""
     sockets = listening_paths()
-    looks: dict[UUID, Look] = {}
+    looks: dict[UUID, InstanceStatus] = {}
 
     async def one(uuid: UUID) -> None:
         looks[uuid] = await _look(places, uuid, sockets)
@@ -69,7 +69,7 @@ async def look(places: Places, uuids: Sequence[UUID]) -> list[Look]:
     return [looks[uuid] for uuid in uuids]
 
 
-def look_at(places: Places, uuid: UUID) -> Look:
+def look_at(places: Places, uuid: UUID) -> InstanceStatus:
     """What one instance is doing."""
     (seen,) = run_async(look, places, [uuid])
     return seen
@@ -85,19 +85,19 @@ def started(places: Places) -> list[UUID]:
     return sorted(uuid for uuid in found if uuid is not None)
 
 
-async def _look(places: Places, uuid: UUID, sockets: frozenset[str]) -> Look:
+async def _look(places: Places, uuid: UUID, sockets: frozenset[str]) -> InstanceStatus:
     try:
         pid = holder(places.pid_file(uuid))
     except InstanceError:
-        return Look(uuid, State.HIDDEN)
+        return InstanceStatus(uuid, State.HIDDEN)
     if pid is None:
-        return Look(uuid, _state_without_server(places, uuid, sockets), attached=False)
+        return InstanceStatus(uuid, _state_without_server(places, uuid, sockets), attached=False)
     try:
         with trio.fail_after(ANSWER_SECONDS):
             answer = await status(places.control(uuid))
     except (ControlError, trio.TooSlowError):
-        return Look(uuid, State.SILENT, pid)
-    return Look(uuid, State.RUNNING, pid, answer.get("client") is not None)
+        return InstanceStatus(uuid, State.SILENT, pid)
+    return InstanceStatus(uuid, State.RUNNING, pid, answer.get("client") is not None)
 
 
 def _state_without_server(places: Places, uuid: UUID, sockets: frozenset[str]) -> State:

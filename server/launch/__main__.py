@@ -11,9 +11,9 @@ from devices.models import MODELS
 from devices.registry import OptionError, create_device
 from server.cli import build_parser
 from server.exit_status import fail
-from server.hotplug.unpluggable import without_msix
 from server.launch.client_left import ClientLeft
 from server.launch.server_process import UNPLUGGABLE
+from server.qemu.unpluggable import without_msix
 from server.serve import run_serve
 
 
@@ -29,6 +29,7 @@ def main(words: list[str]) -> int:
     if UNPLUGGABLE in words:
         arguments.device = without_msix(arguments.device)
     client = ClientLeft()
+    client.end_undisturbed()
     return run_serve(arguments, client) or client.status
 
 

@@ -17,7 +17,7 @@ ROMS = {"bochs-display": "vgabios-bochs-display.bin"}
 PROPERTY = "romfile"
 """The property of QEMU's PCI devices that names a ROM."""
 
-_SECONDS = 30
+_SECONDS = 120
 
 
 def boot_rom(command: QemuCommand, device: str) -> str | None:

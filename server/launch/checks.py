@@ -7,11 +7,12 @@ import shutil
 from pathlib import Path
 
 from server.guest.errors import GuestError
-from server.guest.qemu import CLIENT, OLDEST, inspect_qemu
+from server.guest.qemu import OLDEST, inspect_qemu
 from server.launch.errors import LaunchError
 from server.launch.qemu_options import MACHINE, QemuCommand, machine_type
 from server.launch.settings import is_on
 from server.launch.shared_memory import is_memory_of_device
+from server.qemu.client import CLIENT
 
 _MACHINES = re.compile(r"q35|pc|pc-q35-.+|pc-i440fx-.+")
 _EXPRESS = re.compile(r"q35|pc-q35-.+")
@@ -35,6 +36,8 @@ _IOMMUS = {"intel-iommu": "caching-mode", "amd-iommu": "dma-remap"}
 
 def check_command(command: QemuCommand, *, root_ports: bool) -> None:
     """Raise LaunchError for a command line that does not go together with the GPU."""
+    if other := _OTHER_TARGET.fullmatch(Path(command.program).name):
+        raise LaunchError(f"{other[0]}: only guests for x86 can be started; give qemu-system-x86_64")
     for name, reason in _REFUSED.items():
         if command.has(name):
             raise LaunchError(reason)
@@ -45,11 +48,9 @@ def check_command(command: QemuCommand, *, root_ports: bool) -> None:
 
 
 def check_program(command: QemuCommand) -> None:
-    """Raise LaunchError unless the program is a QEMU for x86 with the vfio-user client."""
+    """Raise LaunchError unless the program is a QEMU with the vfio-user client."""
     program = command.program
     needed = f"{'.'.join(map(str, OLDEST))} or later with {CLIENT}"
-    if other := _OTHER_TARGET.fullmatch(Path(program).name):
-        raise LaunchError(f"{other[0]}: only guests for x86 can be started; give qemu-system-x86_64")
     if shutil.which(program) is None:
         raise LaunchError(f"{program}: no such program; install QEMU {needed}, or give its path")
     try:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TypeAlias
 
+from server.transport_names import CHOICES
+
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _DESCRIPTION = """\
@@ -31,7 +33,7 @@ def add_run(commands: Subparsers) -> None:
     )
     parser.add_argument(
         "--transport",
-        choices=("auto", "native", "libvfio-user"),
+        choices=CHOICES,
         default="auto",
         help="what speaks vfio-user, as for serve (default: %(default)s)",
     )

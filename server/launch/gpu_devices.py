@@ -8,12 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.guest.machine import DeviceOptions, vfio_user_pci
 from server.launch.boot_rom import PROPERTY
 from server.launch.qemu_options import QemuCommand, machine_type
-
-IDENTIFIER = "vgpud"
-"""GPUs are called vgpud0, vgpud1 and so on in QEMU, as those are that vgpud attach plugs in."""
+from server.qemu.client import DeviceOptions, vfio_user_pci
+from server.qemu.names import GPU_ID
 
 _EXPRESS_MACHINES = ("q35", "pc-q35-", "microvm")
 _EXPRESS_BUS, _CONVENTIONAL_BUS = "pcie.0", "pci.0"
@@ -22,7 +20,7 @@ _LAST_CHASSIS = 255
 
 
 @dataclass(frozen=True, slots=True)
-class Attachment:
+class GpuAttachment:
     """Where QEMU finds the server of a GPU, and the ROM that firmware draws with, if there is one."""
 
     socket: str
@@ -30,7 +28,7 @@ class Attachment:
 
 
 def with_gpus(
-    command: QemuCommand, attachments: Sequence[Attachment], *, root_ports: bool = False
+    command: QemuCommand, attachments: Sequence[GpuAttachment], *, root_ports: bool = False
 ) -> QemuCommand:
     """The command with a GPU for each attachment, at addresses that QEMU chooses.
 
@@ -41,7 +39,7 @@ def with_gpus(
     """
     root_bus = _root_bus(command)
     for number, attachment in enumerate(attachments):
-        name = command.unused_identifier(f"{IDENTIFIER}{number}")
+        name = command.unused_identifier(f"{GPU_ID}{number}")
         bus = root_bus
         if root_ports:
             port = _root_port(command, f"{name}-port", root_bus)

@@ -30,7 +30,7 @@ def parse_size(text: str) -> int:
         return int(text, 16)
     match = _SIZE.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is no size; write for example 2G")
+        raise ValueError(f"{text!r} is no size")
     shift = 10 * _SUFFIXES.index(match["suffix"].upper() or "B")
     return int(Fraction(match["number"].rstrip(".")) * (1 << shift) + Fraction(1, 2))
 
@@ -39,12 +39,19 @@ def _given(command: QemuCommand) -> int:
     """The size that was asked for, 0 for none; -m counts, wherever it stands."""
     of_memory = command.merged("m", implied="size").get("size")
     of_machine = command.merged(*MACHINE, implied="type").get("memory.size")
-    try:
-        if of_memory is not None and (size := parse_size(_with_suffix(str(of_memory)))):
+    if of_memory is not None:
+        text = str(of_memory)
+        if size := _parsed("-m", text, _with_suffix(text)):
             return size
-        return 0 if of_machine is None else parse_size(str(of_machine))
+    return 0 if of_machine is None else _parsed("-machine memory.size", str(of_machine), str(of_machine))
+
+
+def _parsed(option: str, text: str, size: str) -> int:
+    """Bytes of ``size``, which is what the user's ``text`` stands for. Raises LaunchError."""
+    try:
+        return parse_size(size)
     except ValueError as error:
-        raise LaunchError(f"-m: {error}") from error
+        raise LaunchError(f"{option}: {text!r} is no size; write for example 2G") from error
 
 
 def _with_suffix(text: str) -> str:

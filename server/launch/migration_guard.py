@@ -1,28 +1,15 @@
-"""Keeping QEMU from migrating a guest without the state of its GPU.
-
-QEMU's vfio-user client sends no state of its device, and does not block migration either. Nothing on QEMU's command
-line forbids migration as such, but some of what can be there does: an open disk image in the VDI format, for one
-(``vdi_open`` in ``block/vdi.c``). So QEMU gets an empty read-only image that no device uses. That is a migration
-blocker like any other: ``query-migrate`` reports it, ``migrate``, ``savevm`` and ``snapshot-save`` are refused, and the
-reason that they give names the image's node. Whoever has unplugged the GPU lifts it with ``blockdev-del``.
-"""
+"""What keeps QEMU from migrating the guest, on its command line: :mod:`server.qemu.migration_guard`."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-from pathlib import Path
 
 from server.launch.qemu_options import QemuCommand
+from server.qemu.migration_guard import DRIVER, guard_node
 
-NODE = "vgpud-gpu-cannot-migrate"
-"""The name of the image in QEMU, which is what a refused migration shows."""
-IMAGE = Path(__file__).with_name("migration-guard.vdi")
-"""The image: a VDI header of 512 bytes, whose disk has no block."""
-
-_DRIVER = "vdi"
 _READABLE = "(read-only):"
-_SECONDS = 30
+_SECONDS = 120
 
 
 def with_migration_guard(command: QemuCommand) -> QemuCommand:
@@ -30,15 +17,9 @@ def with_migration_guard(command: QemuCommand) -> QemuCommand:
     return command.adding(("-blockdev", json.dumps(guard_node())))
 
 
-def guard_node() -> dict[str, object]:
-    """The image as QEMU's ``-blockdev`` and ``blockdev-add`` take it."""
-    image = {"driver": "file", "filename": str(IMAGE)}
-    return {"driver": _DRIVER, "node-name": NODE, "read-only": True, "file": image}
-
-
 def knows_image(program: str) -> bool:
     """Whether this QEMU was built with the format of the image."""
     asked = [program, "-drive", "format=help"]
     done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=_SECONDS)
     _, _, formats = done.stdout.partition(_READABLE)
-    return _DRIVER in formats.split()
+    return DRIVER in formats.split()

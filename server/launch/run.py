@@ -12,14 +12,15 @@ from server.exit_status import fail
 from server.launch.boot_rom import boot_rom, has_rom
 from server.launch.checks import check_command, check_program
 from server.launch.errors import LaunchError
-from server.launch.gpu_devices import IDENTIFIER, Attachment, with_gpus
+from server.launch.gpu_devices import GpuAttachment, with_gpus
 from server.launch.gpu_files import counted, numbered
 from server.launch.migration_guard import knows_image, with_migration_guard
 from server.launch.qemu_options import QemuCommand, parse_command
 from server.launch.server_process import Gpu
 from server.launch.shared_memory import with_shared_memory
-from server.launch.signals import STOP_SIGNALS, held_back
+from server.launch.signals import PASSED_ON, held_back
 from server.launch.supervisor import Launch, supervise
+from server.qemu.names import GPU_ID
 
 
 def run_guest(arguments: argparse.Namespace) -> int:
@@ -34,7 +35,7 @@ def run_guest(arguments: argparse.Namespace) -> int:
             _check_gpus(wanted)
             sys.stdout.write(shlex.join(command_to_read(launch).words) + "\n")
             return 0
-        with held_back(STOP_SIGNALS) as signals:
+        with held_back(PASSED_ON) as signals:
             return supervise(launch, signals)
     except LaunchError as error:
         return fail(error)
@@ -46,7 +47,7 @@ def gpus(arguments: argparse.Namespace) -> list[Gpu]:
     count = len(devices)
     return [
         Gpu(
-            f"{IDENTIFIER}{number}",
+            f"{GPU_ID}{number}",
             device,
             arguments.transport,
             control=numbered(arguments.control, number, count),
@@ -62,7 +63,7 @@ def gpus(arguments: argparse.Namespace) -> list[Gpu]:
 def command_to_read(launch: Launch) -> QemuCommand:
     """QEMU's command line, for servers that listen at ``/tmp/vgpud0.sock`` and so on."""
     sockets = [
-        Attachment(f"/tmp/{gpu.name}.sock", gpu.rom)  # noqa: S108 - where the reader puts them
+        GpuAttachment(f"/tmp/{gpu.name}.sock", gpu.rom)  # noqa: S108 - where the reader puts them
         for gpu in launch.gpus
     ]
     return with_gpus(launch.command, sockets, root_ports=launch.root_ports)

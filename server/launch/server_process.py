@@ -8,16 +8,18 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import trio
-
+from server.child_server.errors import ServerStartError
+from server.child_server.lifeline import end_with_lifeline, lifeline
+from server.child_server.output import ServerOutput, logged_output
+from server.child_server.readiness import START_SECONDS, Outcome, Readiness, why_not_ready
 from server.exit_status import EXIT_FAILURE
 from server.launch.gpu_files import unix_path
 from server.launch.nameless_socket import NamelessSocket, nameless_socket
-from server.launch.process import Process, end_with_lifeline, lifeline, start
+from server.launch.process import ChildProcess, start
 from server.launch.signals import SignalReader
 from server.socket_path import SocketPathError, listen_at
 
@@ -29,15 +31,13 @@ TOLD_TO_END = 128 + signal.SIGTERM
 """The same where its client was there, which is that of a shell where SIGTERM ended a program."""
 
 _BACKLOG = 4
-_NOTIFICATION = 64
-"""Bytes of a message of sd_notify(3) that are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
     """What ``vgpud serve`` is to serve, and where to; ``device`` is the text of its --device.
 
-    An ``unpluggable`` one is served without MSI-X, as :mod:`server.hotplug.unpluggable` explains. ``rom`` is what QEMU
+    An ``unpluggable`` one is served without MSI-X, as :mod:`server.qemu.unpluggable` explains. ``rom`` is what QEMU
     gives firmware to draw with.
     """
 
@@ -68,55 +68,52 @@ class ServerFailedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class ServerProcess:
+class GpuServer:
     """A server that has been started; QEMU has to inherit :attr:`fds`, and reaches it at :attr:`path`."""
 
     gpu: Gpu
-    process: Process
+    process: ChildProcess
     path: str
     fds: tuple[int, ...]
-    readiness: socket.socket
+    readiness: Readiness
+    output: ServerOutput | None
+    """Where its log goes; None where the user sees it."""
 
     async def ready(self) -> None:
         """Wait until it serves. Raises ServerFailedError."""
-        ended: list[int] = []
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._until_notified, nursery.cancel_scope)
-            nursery.start_soon(self._until_ended, ended, nursery.cancel_scope)
-        if ended:
-            raise ServerFailedError(self._last_words(ended[0]))
+        pidfd = os.pidfd_open(self.process.pid)
+        try:
+            outcome = await self.readiness.wait(pidfd, START_SECONDS)
+        finally:
+            os.close(pidfd)
+        if outcome is not Outcome.READY:
+            raise ServerFailedError(await self._last_words(outcome))
 
-    async def _until_notified(self, scope: trio.CancelScope) -> None:
-        await trio.lowlevel.wait_readable(self.readiness)
-        self.readiness.recv(_NOTIFICATION)
-        scope.cancel()
-
-    async def _until_ended(self, ended: list[int], scope: trio.CancelScope) -> None:
-        ended.append(await self.process.wait())
-        scope.cancel()
-
-    def _last_words(self, status: int) -> str:
-        if self.gpu.log is not None:
-            lines = self.gpu.log.read_text(errors="replace").splitlines() or ["it says nothing"]
-            return f"the server of {self.gpu.name} did not start: {lines[-1].removeprefix('vgpud: ')}"
-        return "" if status == EXIT_FAILURE else f"the server of {self.gpu.name} ended with status {status}"
+    async def _last_words(self, outcome: Outcome) -> str:
+        name = self.gpu.name
+        if self.output is None and outcome is Outcome.ENDED:
+            status = await self.process.wait()
+            return "" if status == EXIT_FAILURE else f"the server of {name} ended with status {status}"
+        last_line = "" if self.output is None else self.output.last_line()
+        return f"the server of {name} did not start: {why_not_ready(outcome, last_line, START_SECONDS)}"
 
 
 @asynccontextmanager
-async def started_server(gpu: Gpu, signals: SignalReader) -> AsyncIterator[ServerProcess]:
-    """Start a server; it is gone behind the block, and so are its sockets. Raises OSError."""
+async def started_server(gpu: Gpu, signals: SignalReader) -> AsyncIterator[GpuServer]:
+    """Start a server; it is gone behind the block, and so are its sockets. Raises OSError, ServerFailedError."""
     with (
         nameless_socket(socket.SOCK_STREAM) as device,
         nameless_socket(socket.SOCK_DGRAM) as readiness,
         lifeline() as (reading, writing),
-        _log_file(gpu.log) as stderr,
+        _output(gpu.log) as output,
     ):
         device.socket.listen(_BACKLOG)
-        process = _started(gpu, signals, device, readiness, reading, stderr)
+        process = _started(gpu, signals, device, readiness, reading, output)
         device.socket.close()  # else a client would wait here for a server that is gone
         fds = (device.address_fd, writing)
         try:
-            yield ServerProcess(gpu, process, device.path, fds, readiness.socket)
+            heard = Readiness(readiness.socket, readiness.path)
+            yield GpuServer(gpu, process, device.path, fds, heard, output)
         finally:
             if await process.end() != 0:
                 _remove_sockets(gpu)
@@ -128,8 +125,8 @@ def _started(
     device: NamelessSocket,
     readiness: NamelessSocket,
     reading: int,
-    stderr: int | None,
-) -> Process:
+    output: ServerOutput | None,
+) -> ChildProcess:
     def prepare() -> None:
         signals.release_in_child()
         end_with_lifeline(reading)
@@ -142,21 +139,19 @@ def _started(
         pass_fds=(listener, readiness.address_fd, reading),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        stderr=stderr,
+        stderr=None if output is None else output.write_fd,
         new_session=True,  # a Ctrl-C is for QEMU
     )
 
 
 @contextmanager
-def _log_file(path: Path | None) -> Iterator[int | None]:
-    if path is None:
-        yield None
-        return
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+def _output(log: Path | None) -> Iterator[ServerOutput | None]:
+    """Raises ServerFailedError."""
     try:
-        yield fd
-    finally:
-        os.close(fd)
+        with nullcontext() if log is None else logged_output(log) as output:
+            yield output
+    except ServerStartError as error:
+        raise ServerFailedError(error) from error
 
 
 def _remove_sockets(gpu: Gpu) -> None:

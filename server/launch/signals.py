@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import trio
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-"""What ends a program that is asked to end, from a terminal or by another program."""
+from server.stop_signals import STOP_SIGNALS
+
+PASSED_ON = (*STOP_SIGNALS, signal.SIGQUIT)
+"""What is for QEMU: it may dump its core on SIGQUIT, where this process would leave it behind."""
 
 _SI_KERNEL = 0x80
 _SIGINFO = struct.Struct("=Iii116x")  # signalfd_siginfo (signalfd(2)): signo, errno, code, ... 128 bytes

@@ -12,11 +12,12 @@ import trio
 from server.exit_status import EXIT_FAILURE
 from server.guest.child import plain_nursery
 from server.launch.errors import LaunchError
-from server.launch.gpu_devices import Attachment, with_gpus
-from server.launch.process import Process, end_with_parent, start
+from server.launch.gpu_devices import GpuAttachment, with_gpus
+from server.launch.process import ChildProcess, start
 from server.launch.qemu_options import QemuCommand
-from server.launch.server_process import CLIENT_LEFT, Gpu, ServerFailedError, ServerProcess, started_server
+from server.launch.server_process import CLIENT_LEFT, Gpu, GpuServer, ServerFailedError, started_server
 from server.launch.signals import SignalReader
+from server.parent_death import end_with_parent
 from server.run_async import run_async
 
 
@@ -36,7 +37,7 @@ class Supervisor:
         """Run ``launch``; ``signals`` are those that go to QEMU instead of ending this process."""
         self._launch = launch
         self._signals = signals
-        self._qemu: Process | None = None
+        self._qemu: ChildProcess | None = None
         self._asked_to_end = 0
         """The signal that came last."""
         self._lost_server = False
@@ -77,7 +78,7 @@ class Supervisor:
             finally:
                 await self._qemu.end()
 
-    async def _until_qemu_ends(self, qemu: Process, servers: list[ServerProcess]) -> int:
+    async def _until_qemu_ends(self, qemu: ChildProcess, servers: list[GpuServer]) -> int:
         async with plain_nursery() as nursery:
             for server in servers:
                 nursery.start_soon(self._end_qemu_with, server, qemu)
@@ -85,7 +86,7 @@ class Supervisor:
             nursery.cancel_scope.cancel()
         return status
 
-    async def _end_qemu_with(self, server: ServerProcess, qemu: Process) -> None:
+    async def _end_qemu_with(self, server: GpuServer, qemu: ChildProcess) -> None:
         """QEMU cannot reconnect, and aborts sooner or later without its server, unless it has let go of the GPU."""
         status = await server.process.wait()
         if status == CLIENT_LEFT:
@@ -98,10 +99,10 @@ class Supervisor:
             )
         await qemu.end()
 
-    def _started_qemu(self, servers: list[ServerProcess]) -> Process:
+    def _started_qemu(self, servers: list[GpuServer]) -> ChildProcess:
         command = with_gpus(
             self._launch.command,
-            [Attachment(server.path, server.gpu.rom) for server in servers],
+            [GpuAttachment(server.path, server.gpu.rom) for server in servers],
             root_ports=self._launch.root_ports,
         )
         for server in servers:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -26,7 +25,16 @@ def add_libvirt_xml(commands: Subparsers) -> None:
     where.add_argument(
         "--socket-path", type=Path, action="append", metavar="PATH", help="socket that a server listens on"
     )
-    where.add_argument("--uuid", action="append", metavar="UUID", help="instance; 'vgpud list' has them")
+    where.add_argument(
+        "--uuid", action="append", metavar="UUID", help="instance; 'vgpud list --defined' has them"
+    )
+    parser.add_argument(
+        "--config-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the instances' definitions (default: /etc/vgpud/instances.d for root, else "
+        "$XDG_CONFIG_HOME/vgpud/instances.d)",
+    )
     parser.add_argument(
         "--runtime-dir",
         type=Path,
@@ -47,7 +55,7 @@ def _libvirt_xml(arguments: argparse.Namespace) -> int:
 
     try:
         _check_model(arguments)
-        sockets = arguments.socket_path or _instance_sockets(arguments.uuid, arguments.runtime_dir)
+        sockets = arguments.socket_path or _instance_sockets(arguments)
         text = domain_fragment(sockets, arguments.device)
     except (ValueError, InstanceError) as error:
         return fail(error)
@@ -68,10 +76,13 @@ def _check_model(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--device {arguments.device}: no device model; there are: {', '.join(names)}")
 
 
-def _instance_sockets(uuids: Sequence[str], runtime_dir: Path | None) -> list[Path]:
-    """Where the servers of instances listen. Raises InstanceError."""
+def _instance_sockets(arguments: argparse.Namespace) -> list[Path]:
+    """Where the servers of instances listen once they are started. Raises InstanceError where one is not defined."""
     from server.instances.identity import parse_uuid  # noqa: PLC0415
     from server.instances.places import choose_places  # noqa: PLC0415
+    from server.instances.store import Store  # noqa: PLC0415
 
-    places = choose_places(None, runtime_dir, os.environ)
-    return [places.socket(parse_uuid(uuid)) for uuid in uuids]
+    uuids = [parse_uuid(uuid) for uuid in arguments.uuid]
+    places = choose_places(arguments.config_dir, arguments.runtime_dir, os.environ)
+    store = Store(places.definitions)
+    return [places.socket(store.read(uuid).uuid) for uuid in uuids]

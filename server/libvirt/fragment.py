@@ -4,20 +4,21 @@ libvirt has no element for a vfio-user device, so QEMU's options go into ``<qemu
 as they are (https://libvirt.org/drvqemu.html, "Pass-through of arbitrary qemu commands"). A root port comes with each
 device, behind libvirt's back, for libvirt would put devices of its own on one that it knows to be free; it has a slot
 that libvirt comes to last, when it numbers slots of the root bus upwards. What keeps QEMU from migrating the guest
-without the state of its GPU (:mod:`server.launch.migration_guard`) keeps libvirt from it, too.
+without the state of its GPU (:mod:`server.qemu.migration_guard`) keeps libvirt from it, too.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
-from server.guest.machine import vfio_user_pci
 from server.launch.boot_rom import PROPERTY, ROMS
-from server.launch.migration_guard import guard_node
+from server.qemu.client import vfio_user_pci
+from server.qemu.migration_guard import guard_node
 from server.socket_path import SUN_PATH_MAX
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -32,10 +33,14 @@ def domain_fragment(sockets: Sequence[Path], model: str | None = None) -> str:
     """A ``<domain>`` with what a domain needs for a device at each of ``sockets``, and nothing else.
 
     ``model`` is what the servers' device is, for the ROM with which firmware draws on it. Raises ValueError, one line
-    for the user, where there are too many, or a path is not absolute or too long.
+    for the user, where there are too many, one comes twice, or a path is not absolute or too long.
     """
     if len(sockets) > MAX_DEVICES:
         raise ValueError(f"one domain takes {MAX_DEVICES} devices at most, not {len(sockets)}")
+    if twice := [socket for socket, count in Counter(sockets).items() if count > 1]:
+        raise ValueError(
+            f"{twice[0]}: named twice; a server has one client at a time: name one for each device"
+        )
     rom = {PROPERTY: ROMS[model]} if model in ROMS else {}
     devices = [options for number, socket in enumerate(sockets) for options in _devices(number, socket, rom)]
     arguments = ["-blockdev", json.dumps(guard_node())]

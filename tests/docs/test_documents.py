@@ -12,7 +12,7 @@ from devices.registry import create_device
 from devices.testing import FakeHost
 from examples.doorbell import Doorbell
 from server.cli import build_parser
-from server.guest.machine import vfio_user_pci
+from server.qemu.client import vfio_user_pci
 from tests.docs.documents import DOCUMENTS, ROOT, anchors, blocks, links, shell_commands
 
 LINKS = [(document, target) for document in DOCUMENTS for target in links(document)]

@@ -27,7 +27,7 @@ DMA_BITS = 28
 _Result = TypeVar("_Result")
 
 _NOTHING_READ, _NOTHING_WRITTEN = b"\xa5" * PAGE, b"\x5a" * PAGE
-_LOG_SECONDS = 15.0
+_LOG_SECONDS = 60.0
 _OWN_PAGE = 1 << DMA_BITS
 """Where the device finds its own page: an address that the domain does not use."""
 

@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from server.guest.machine import DeviceOptions
 from server.guest.run import Guest
+from server.qemu.client import DeviceOptions
 from tests.guest.support import GuestParts
 
 PROJECT = Path(__file__).parents[2]
 MODULES = ("virtio_pci", "9pnet_virtio", "9p", "vfio_pci", "vfio_iommu_type1")
-SECONDS = 300.0
+SECONDS = 900.0
 
 _EDU: DeviceOptions = {"driver": "edu", "dma_mask": 0xFFFFFFFF}
 _SHARE = ("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap")

@@ -44,7 +44,7 @@ from tests.server.register_device import BAR0, RegisterDevice
 from tests.server.running import running_server
 
 PAGES = 64
-SECONDS = 60.0
+SECONDS = 180.0
 
 
 @dataclass

@@ -60,7 +60,7 @@ class Edu:
         for register, value in ((_DMA_SOURCE, source), (_DMA_DESTINATION, destination), (_DMA_COUNT, count)):
             ctypes.c_uint64.from_buffer(self._bar, register).value = value
         self._register(_DMA_COMMAND).value = command
-        with trio.fail_after(30):
+        with trio.fail_after(120):
             while self._register(_DMA_COMMAND).value & _START:
                 await trio.lowlevel.checkpoint()
 

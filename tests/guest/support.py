@@ -11,10 +11,11 @@ from typing import Any
 from server.guest.accel import Accel, choose_accel
 from server.guest.initramfs import GuestImage
 from server.guest.kernel import Kernel, find_kernel
-from server.guest.machine import DeviceOptions, Machine
+from server.guest.machine import Machine
 from server.guest.programs import GuestPrograms, find_programs
 from server.guest.qemu import Qemu, find_qemu
 from server.guest.run import Guest, booted
+from server.qemu.client import DeviceOptions
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-import trio
 from PIL import Image
 
 from devices.models import MODELS
@@ -18,7 +17,7 @@ from server.guest.run import Guest, booted
 from server.guest.screen import has_colour_bars, settled
 from server.hotplug.attach import Wish, attach
 from server.hotplug.detach import detach
-from server.hotplug.process import Process
+from server.hotplug.process import DetachedProcess
 from server.hotplug.qmp import connected
 from server.hotplug.server_process import ServerOptions
 from server.screenshot import compose
@@ -28,7 +27,7 @@ from server.trace.replay.replay import host, replay
 from tests.guest.support import GuestParts
 from tests.guest.test_bochs_display import DEVICE, show_test_pattern
 from tests.guest.test_hotplug import ADDRESS, NOTHING_THERE, SECONDS, reaped, vgpud
-from tests.guest.test_run import RUN, SpelledMachine, program
+from tests.guest.test_run import RUN, SpelledMachine, powers_off, program
 from tests.guest.test_virtual_gpu import SMPTE_TOP, top_bars
 from tests.guest.virtual_gpu import PICTURE_SECONDS
 from tests.server.running import TRANSPORTS
@@ -61,9 +60,7 @@ async def test_it_is_run_and_recorded_and_what_was_recorded_is_replayed(
         await show_test_pattern(guest)
         pattern = await settled(control, has_colour_bars, PICTURE_SECONDS)
         assert top_bars(pattern) == SMPTE_TOP
-        await guest.check("(usleep 100000; poweroff -f) >/dev/null 2>&1 &")
-        with trio.fail_after(60):
-            assert await guest.qemu.wait() == 0
+        await powers_off(guest)
     for transport in TRANSPORTS.values():
         with TraceReader(trace) as reader:
             session = RecordedSession(reader, 1)
@@ -93,7 +90,7 @@ async def test_it_comes_to_a_running_guest_and_goes_again(parts: GuestParts, tmp
             attached = json.loads(
                 await vgpud("attach", "--qmp", qmp, "--json", *options, "--transport", transport)
             )
-            with Process(attached["server"]) as server:
+            with DetachedProcess(attached["server"]) as server:
                 assert attached["address"] == ADDRESS
                 await guest.check(
                     "until ls /dev/dri/card0 2>/dev/null; do usleep 20000; done", within=SECONDS

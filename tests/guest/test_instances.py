@@ -14,8 +14,8 @@ import pytest
 import trio
 
 from devices.display import Frame
-from server.guest.machine import vfio_user_pci
 from server.guest.screen import has_colour_bars, settled
+from server.qemu.client import vfio_user_pci
 from tests.guest.support import GuestParts
 from tests.guest.virtual_gpu import show_test_pattern
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.guest
 UUIDS = tuple(UUID(int=(0x4000 << 64) + (0x8000 << 48) + number) for number in (1, 2, 3))
 TRANSPORTS = ("native", "libvfio-user", "native")
 MODES = ("640x480", "800x600", "1024x768")
-WITHIN_SECONDS = 120.0
+WITHIN_SECONDS = 300.0
 
 
 class Vgpud:
@@ -47,6 +47,12 @@ def vgpud() -> Iterator[Vgpud]:
         yield Vgpud(Path(name))
 
 
+async def state_of(vgpud: Vgpud, uuid: UUID) -> str:
+    listed = {one["uuid"]: one for one in json.loads(await vgpud("list", "--json"))}
+    state: str = listed[str(uuid)]["state"]
+    return state
+
+
 async def test_three_guests_draw_at_once_each_on_its_own_instance(parts: GuestParts, vgpud: Vgpud) -> None:
     frames: dict[UUID, Frame] = {}
 
@@ -57,8 +63,10 @@ async def test_three_guests_draw_at_once_each_on_its_own_instance(parts: GuestPa
             await show_test_pattern(guest, mode)
             control = vgpud.runtime / str(uuid) / "control.sock"
             frames[uuid] = await settled(control, has_colour_bars, WITHIN_SECONDS)
-            listed = {one["uuid"]: one for one in json.loads(await vgpud("list", "--json"))}
-            assert listed[str(uuid)]["state"] == "running"
+            with trio.fail_after(WITHIN_SECONDS):
+                while (state := await state_of(vgpud, uuid)) == "silent":  # so busy are three guests
+                    pass
+            assert state == "running"
 
     async with trio.open_nursery() as nursery:
         for uuid, transport, mode in zip(UUIDS, TRANSPORTS, MODES, strict=True):

@@ -8,8 +8,9 @@ import pytest
 import trio
 
 from server.guest.errors import GuestError
-from server.guest.machine import own_virtio_gpu, vfio_user_pci
+from server.guest.machine import own_virtio_gpu
 from server.guest.run import launched
+from server.qemu.client import vfio_user_pci
 from tests.guest.support import GuestParts
 
 pytestmark = pytest.mark.guest

@@ -7,7 +7,7 @@ import os
 import select
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,12 +63,17 @@ def killed(run: int, order: tuple[str, ...], places: Places) -> Iterator[None]:
     assert pids.keys() == RESULTS.keys()
     assert started_with(places) == set(pids.values())
     ends = [os.pidfd_open(pid) for pid in pids.values()]
-    for name in order:
-        os.kill(pids[name], signal.SIGKILL)
-    yield
-    for end in ends:
-        assert select.select([end], [], [], SECONDS)[0], "a process is left"
-        os.close(end)
+    try:
+        for name in order:
+            os.kill(pids[name], signal.SIGKILL)
+        yield
+        for end in ends:
+            assert select.select([end], [], [], SECONDS)[0], "a process is left"
+    finally:
+        for end in ends:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(end, signal.SIGKILL)
+            os.close(end)
     assert not started_with(places)
     assert not list(places.temporary.iterdir())
     if not {"run", "server"} <= set(order):  # nobody else knows of the control socket

@@ -17,9 +17,10 @@ from protocol import Command, PciIrq, PciRegion, RegionRead, RegionWrite, decode
 from protocol.trace import Event, Interrupt
 from server.guest.cache import cache_dir
 from server.guest.child import Child, started
-from server.guest.machine import vfio_user_pci
 from server.guest.run import Guest
 from server.guest.screen import has_colour_bars, settled
+from server.instances.state import listening_paths
+from server.qemu.client import vfio_user_pci
 from server.screenshot import compose
 from server.trace.reader import Traced, TracedEvents, TracedMessage, TraceReader
 from tests.guest.support import GuestParts
@@ -53,16 +54,12 @@ class Proxy:
             return list(reader)
 
 
-def is_there(path: Path) -> bool:
-    return path.exists()
-
-
 @asynccontextmanager
 async def listening(name: str, command: list[str], path: Path) -> AsyncIterator[Child]:
     """Run ``command``, which listens at ``path``."""
     async with started(name, command) as process:
         with trio.fail_after(START_SECONDS):
-            while not is_there(path):
+            while str(path) not in listening_paths():
                 assert not process.log.ended, process.log.tail
                 await trio.sleep(POLL_SECONDS)
         yield process

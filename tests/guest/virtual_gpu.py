@@ -15,12 +15,12 @@ import trio
 from devices.display import Frame
 from server.control_client import status
 from server.guest.child import Child, started
-from server.guest.machine import DeviceOptions, vfio_user_pci
 from server.guest.run import Guest
 from server.guest.screen import has_colour_bars, settled
+from server.qemu.client import DeviceOptions, vfio_user_pci
 
-PICTURE_SECONDS = 60.0
-START_SECONDS = 60.0
+PICTURE_SECONDS = 180.0
+START_SECONDS = 180.0
 POLL_SECONDS = 0.02
 MODE = "1024x768"
 
@@ -62,10 +62,7 @@ async def serving(
     where = ["--socket-path", str(sockets[0]), "--control", str(sockets[1])]
     command = [sys.executable, "-m", "server", "serve", "--device", device, *where, *options]
     async with started(name, command) as process:
-        with trio.fail_after(START_SECONDS):
-            while not all(path.exists() for path in sockets):
-                assert not process.log.ended, process.log.tail
-                await trio.sleep(POLL_SECONDS)
+        await process.log.wait_for("listening", START_SECONDS)
         yield Server(process, *sockets)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BUILD_SECONDS = 900
-SECONDS = 30
+SECONDS = 120
 SHARED = "/run/vgpud"
 """Where a container has the folder that it shares with the host."""
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import trio
 
-from server.guest.machine import vfio_user_pci
 from server.guest.run import Guest
+from server.qemu.client import vfio_user_pci
 from tests.guest.support import GuestParts, find_parts
 from tests.guest.test_trace_proxy import GPIO_SLOT, gpio_server, recording, use_gpio
 from tests.guest.virtual_gpu import Server, drawn_pattern, serving

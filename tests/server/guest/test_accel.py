@@ -27,6 +27,7 @@ def machine_with_kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = tmp_path / "kvm"
     device.touch()
     monkeypatch.setattr(accel, "_KVM_DEVICE", device)
+    monkeypatch.setattr(accel, "_PROBE_SECONDS", 120.0)
     monkeypatch.setenv("VGPUD_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("VGPUD_ACCEL", raising=False)
 

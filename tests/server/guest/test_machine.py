@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from server.guest.accel import TCG
-from server.guest.machine import Machine, own_virtio_gpu, vfio_user_pci
+from server.guest.machine import Machine, own_virtio_gpu
 from server.guest.qemu import Qemu
+from server.qemu.client import vfio_user_pci
 
 QEMU = Qemu(("ld.so", "qemu-system-x86_64", "-L", "/firmware"), (11, 0, 0))
 

@@ -16,8 +16,8 @@ BLACK = b"\0\0\0\0"
 BARS = b"".join(bytes([192 * (bar & 1), 96 * (bar & 2), 48 * (bar & 4), 0]) * 32 for bar in range(7))
 
 
-def picture(row: bytes) -> PixelBuffer:
-    pixels = (row + b"\xee" * PADDING) * HEIGHT
+def picture(row: bytes, last: bytes | None = None) -> PixelBuffer:
+    pixels = b"".join(one + b"\xee" * PADDING for one in [row] * (HEIGHT - 1) + [last or row])
     return PixelBuffer(WIDTH, HEIGHT, WIDTH * 4 + PADDING, PixelLayout.BGRX, pixels)
 
 
@@ -37,6 +37,10 @@ def test_text_and_patterns_are_told_apart() -> None:
     assert has_colour_bars(PATTERN)
     assert not has_colour_bars(TEXT)
     assert not has_colour_bars(BLANK)
+
+
+def test_a_pattern_of_which_the_guest_has_not_drawn_all_is_not_taken_for_one() -> None:
+    assert not has_colour_bars(picture(BARS, last=BLACK * WIDTH))
 
 
 async def test_a_picture_counts_once_it_stopped_changing(

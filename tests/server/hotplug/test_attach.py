@@ -13,12 +13,13 @@ from server.hotplug.attach import NUMBERING_SECONDS, Attachment, Wish, attach
 from server.hotplug.detach import detach
 from server.hotplug.errors import HotplugError
 from server.hotplug.qmp import QmpError
-from server.launch.migration_guard import NODE, guard_node
+from server.qemu.migration_guard import NODE, guard_node
 from server.socket_path import listen_at
 from tests.server.hotplug.fake_qemu import (
     HANG_UP,
     Device,
     FakeQemu,
+    cancelling_the_last_question,
     refuses,
     returns,
     talking_to,
@@ -295,3 +296,32 @@ async def test_a_qemu_that_ends_is_told_from_one_that_refuses(tmp_path: Path, so
     qemu = FakeQemu(says={"device_add": lambda _: [HANG_UP]})
     with pytest.raises(QmpError, match="QEMU hung up"):
         await attach_to(qemu, tmp_path, Wish(socket_path=socket_path))
+
+
+async def test_a_device_is_there_also_where_qemu_does_not_say_what_to_warn_of(
+    tmp_path: Path, socket_path: Path
+) -> None:
+    qemu = FakeQemu()
+
+    def answer(arguments: object) -> list[dict[str, object] | bytes]:
+        asked = qemu.commands().count("query-pci")
+        return qemu.query_pci(arguments) if asked == 1 else [refuses("out of order")]
+
+    qemu.says["query-pci"] = answer
+    attachment = await attach_to(qemu, tmp_path, Wish(socket_path=socket_path))
+    assert attachment == Attachment("vgpud0", "rp0", "01:00.0", None)
+    assert qemu.commands().count("query-pci") == 2
+    assert "vgpud0" in qemu.devices
+
+
+async def test_nothing_is_left_where_the_user_gives_up_at_the_last_question(
+    tmp_path: Path, socket_path: Path
+) -> None:
+    qemu = FakeQemu()
+    async with talking_to(qemu, tmp_path) as qmp:
+        with trio.CancelScope() as scope:
+            cancelling_the_last_question(qemu, scope)
+            await attach(qmp, Wish(socket_path=socket_path))
+        assert scope.cancelled_caught
+    assert "vgpud0" not in qemu.devices
+    assert qemu.nodes == {}

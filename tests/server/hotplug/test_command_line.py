@@ -17,12 +17,12 @@ import trio
 
 from protocol import DeviceReset, Header, encode_request
 from server.cli import build_parser
-from server.hotplug.process import Process
+from server.hotplug.process import DetachedProcess
 from server.hotplug.server_process import find_server
 from tests.server.hotplug.fake_qemu import FakeQemu, Json, running
 from tests.server.hotplug.vfio_user_qemu import VfioUserQemu, vfio_user_qemu
 
-SECONDS = 20.0
+SECONDS = 120.0
 
 
 async def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[bytes]:
@@ -49,7 +49,7 @@ async def test_a_device_is_attached_by_one_process_and_detached_by_another(tmp_p
             done = json.loads(attached.stdout)
             server = done.pop("server")
             assert done == {"id": "vgpud0", "bus": "rp1", "address": "02:00.0"}
-            with Process(server) as process:
+            with DetachedProcess(server) as process:
                 detached = await run(tmp_path, "detach", "--qmp", path, "--json")
                 assert (detached.returncode, json.loads(detached.stdout)) == (0, {"id": "vgpud0"})
                 assert await process.ended(SECONDS)
@@ -61,7 +61,7 @@ async def test_what_was_done_is_a_sentence(tmp_path: Path) -> None:
         async with running(qemu, tmp_path) as path:
             attached = await run(tmp_path, "attach", "--qmp", path, "--id", "gpu")
             assert attached.stdout.startswith(b"gpu: plugged into rp0, at 01:00.0, served by process ")
-            with Process(int(attached.stdout.split()[-1])) as server:
+            with DetachedProcess(int(attached.stdout.split()[-1])) as server:
                 qemu.clients["gpu"].close()
                 assert await server.ended(SECONDS)
 
@@ -71,7 +71,7 @@ async def test_the_server_that_is_started_is_scraped_where_it_was_told(tmp_path:
     with vfio_user_qemu() as qemu:
         async with running(qemu, tmp_path) as path:
             attached = await run(tmp_path, "attach", "--qmp", path, "--json", "--metrics", f"unix:{scraped}")
-            with Process(json.loads(attached.stdout)["server"]) as server:
+            with DetachedProcess(json.loads(attached.stdout)["server"]) as server:
                 async with await trio.open_unix_socket(scraped) as scraper:
                     await scraper.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
                     said = b"".join([chunk async for chunk in scraper])
@@ -94,7 +94,7 @@ async def attaching(qmp: Path, folder: Path) -> AsyncIterator[trio.Process]:
             process.kill()
 
 
-async def the_server_of(qmp: Path) -> Process:
+async def the_server_of(qmp: Path) -> DetachedProcess:
     with trio.fail_after(SECONDS):
         while (server := find_server("vgpud0", qmp)) is None:
             await trio.sleep(0.005)

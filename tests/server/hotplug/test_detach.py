@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from trio.testing import MockClock
 
 from server.hotplug.detach import HANG_SECONDS, detach
 from server.hotplug.errors import HotplugError
+from server.hotplug.process import DetachedProcess
 from server.hotplug.qmp import QmpError
 from tests.server.hotplug.fake_qemu import (
     HANG_UP,
@@ -92,6 +96,31 @@ async def test_a_device_whose_server_was_killed_is_not_waited_for_long(
     ):
         await detach_from(qemu, tmp_path)
     assert trio.current_time() <= HANG_SECONDS + 0.1
+
+
+async def test_a_device_whose_server_ends_meanwhile_is_lost_as_well(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "vgpud-a_0z9xyz" / "device.sock"
+    command = [sys.executable, "-c", "import signal; signal.pause()", "--once", "--socket-path", str(path)]
+    with DetachedProcess.spawn(command, dict(os.environ), sys.stderr.fileno()) as server:
+
+        def kill(_: object) -> list[Json | bytes]:
+            os.kill(server.pid, signal.SIGKILL)
+            os.waitid(os.P_PIDFD, server.pidfd, os.WEXITED)
+            return [returns({})]
+
+        qemu = with_device()
+        qemu.says["device_del"] = kill
+        name = str(path).replace("/", r"\x2f")
+        qemu.devices["vgpud0"].parts = (f"vfio-user:{name} BAR 4[0]",)
+        try:
+            with pytest.raises(
+                HotplugError, match="the server of vgpud0 has ended, so the guest's driver hangs"
+            ):
+                await detach_from(qemu, tmp_path)
+        finally:
+            await server.end(0)
 
 
 async def test_a_device_whose_server_was_started_by_others_is_waited_for(

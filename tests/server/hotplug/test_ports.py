@@ -8,7 +8,7 @@ import pytest
 
 from server.hotplug.errors import HotplugError
 from server.hotplug.ports import choose_bus, other_choice
-from tests.server.hotplug.fake_qemu import Device, FakeQemu, root_port, talking_to
+from tests.server.hotplug.fake_qemu import Device, FakeQemu, returns, root_port, talking_to
 
 
 async def chosen(qemu: FakeQemu, folder: Path, wanted: str | None = None) -> str:
@@ -50,6 +50,23 @@ async def test_a_conventional_bridge_is_taken_where_no_port_is_free(tmp_path: Pa
 async def test_a_port_without_an_id_has_a_bus_all_the_same(tmp_path: Path) -> None:
     port = Device("pcie-root-port", hotplug=True, own_bus="pcie.1")
     assert await chosen(FakeQemu(devices={}, anonymous={"device[0]": port}), tmp_path) == "pcie.1"
+
+
+async def test_a_port_whose_bus_is_called_as_the_root_bus_is_passed_over(tmp_path: Path) -> None:
+    nameless = {"device[0]": Device("pcie-root-port", hotplug=True, own_bus="pcie.0")}
+    assert await chosen(FakeQemu(devices={"rp0": root_port()}, anonymous=nameless), tmp_path) == "rp0"
+    with pytest.raises(
+        HotplugError, match="no free hot-pluggable port: start QEMU with -device pcie-root-port,id="
+    ):
+        await chosen(FakeQemu(devices={}, anonymous=nameless), tmp_path)
+
+
+async def test_a_machine_without_pci_is_to_be_another(tmp_path: Path) -> None:
+    qemu = FakeQemu(devices={}, says={"query-pci": lambda _: [returns([])]})
+    with pytest.raises(
+        HotplugError, match="this machine has no PCI: start QEMU with -machine q35 and -device pcie"
+    ):
+        await chosen(qemu, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from server.hotplug.process import PASSED, Process, find_process
+from server.hotplug.process import PASSED, DetachedProcess, find_process
 from tests.fds import open_fds
 
-SECONDS = 20.0
+SECONDS = 120.0
 STUBBORN = """
 import signal, sys
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -32,8 +32,8 @@ def pipe() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-def spawn(program: str, stderr: int, *arguments: str) -> Process:
-    return Process.spawn([sys.executable, "-c", program, *arguments], dict(os.environ), stderr)
+def spawn(program: str, stderr: int, *arguments: str) -> DetachedProcess:
+    return DetachedProcess.spawn([sys.executable, "-c", program, *arguments], dict(os.environ), stderr)
 
 
 async def test_a_process_has_a_session_of_its_own_and_nothing_but_its_stderr(pipe: tuple[int, int]) -> None:
@@ -61,7 +61,7 @@ async def test_a_process_has_what_it_is_passed_at_one_number(
     program = f"import os, sys; sys.stderr.write(os.readlink('/proc/self/fd/{PASSED}'))"
     try:
         command = [sys.executable, "-c", program]
-        with Process.spawn(
+        with DetachedProcess.spawn(
             command, dict(os.environ), pipe[1], PASSED if is_there_already else passed
         ) as process:
             assert await process.ended(SECONDS)
@@ -99,6 +99,7 @@ async def test_a_process_that_ignores_sigterm_is_killed_also_while_everything_is
 async def test_a_process_that_has_ended_is_ended_without_complaint(pipe: tuple[int, int]) -> None:
     with spawn("", pipe[1]) as process:
         assert await process.ended(SECONDS)
+        assert await process.ended(0)
         await process.end(0)
         await process.end(0)
 

@@ -107,6 +107,27 @@ async def test_a_reply_to_a_command_that_was_given_up_is_not_taken_for_another(
         assert await qmp.execute("query-status") == "mine"
 
 
+async def test_a_command_that_was_given_up_before_it_was_sent_leaves_the_connection_as_it_was(
+    tmp_path: Path,
+) -> None:
+    qemu = FakeQemu()
+    async with talking_to(qemu, tmp_path) as qmp:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await qmp.execute("qom-list-types", {"implements": "nothing"})
+        assert scope.cancelled_caught
+        assert await qmp.execute("query-status") == {"status": "running", "running": True}
+    assert qemu.commands() == ["qmp_capabilities", "query-status"]
+
+
+async def test_hanging_up_is_no_moment_at_which_work_that_is_done_is_given_up(tmp_path: Path) -> None:
+    async with running(FakeQemu(), tmp_path) as path:
+        with trio.CancelScope() as scope:
+            async with connected(path):
+                scope.cancel()
+        assert not scope.cancelled_caught
+
+
 async def test_a_message_may_come_in_any_pieces(tmp_path: Path) -> None:
     text = json.dumps({"return": ["ü" * 1000], "id": 2}, ensure_ascii=False).encode() + b"\n"
     pieces = [text[at : at + 7] for at in range(0, len(text), 7)]

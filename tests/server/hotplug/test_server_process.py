@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -14,16 +15,28 @@ from server.control_client import status
 from server.hotplug.attach import Attachment, Wish, attach
 from server.hotplug.detach import detach
 from server.hotplug.errors import HotplugError
-from server.hotplug.process import Process
+from server.hotplug.process import DetachedProcess
 from server.hotplug.server_process import ServerOptions, find_server, started
 from server.trace.reader import TracedSession, TraceReader
-from tests.server.hotplug.fake_qemu import FakeQemu, refuses, returns, talking_to
-from tests.server.hotplug.vfio_user_qemu import vfio_user_qemu
 from tests.fds import open_fds
+from tests.server.hotplug.fake_qemu import (
+    FakeQemu,
+    cancelling_the_last_question,
+    refuses,
+    returns,
+    talking_to,
+)
+from tests.server.hotplug.vfio_user_qemu import vfio_user_qemu
 
-SECONDS = 20.0
+SECONDS = 120.0
 ENDED_WITHOUT_READER = (0, 120)
 """120 is what Python ends with when nobody reads its last words (Py_FinalizeEx)."""
+
+
+@pytest.fixture(autouse=True)
+def earlier() -> frozenset[int]:
+    """The children of this process that are no server of the test's."""
+    return frozenset(children())
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +59,10 @@ def entries(folder: Path) -> list[Path]:
     return list(folder.iterdir())
 
 
-def children() -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+def children(earlier: Collection[int] = ()) -> list[int]:
+    """The child processes of this one but for those that were there ``earlier``."""
+    pids = [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    return [pid for pid in pids if pid not in earlier]
 
 
 async def attach_to(qemu: FakeQemu, folder: Path, **options: object) -> Attachment:
@@ -94,7 +109,7 @@ async def test_a_server_whose_log_nobody_reads_serves_all_the_same(tmp_path: Pat
         assert attachment.server is not None
         assert (await status(control))["client"] is not None
         qemu.clients.popitem()[1].close()
-        with Process(attachment.server) as process:
+        with DetachedProcess(attachment.server) as process:
             assert await process.ended(SECONDS)
     assert exit_status(attachment.server) in ENDED_WITHOUT_READER
     assert open_fds() == before
@@ -123,7 +138,12 @@ async def test_each_device_has_a_server_and_detach_knows_which(tmp_path: Path) -
 )
 @pytest.mark.parametrize("logged", [False, True])
 async def test_a_server_that_does_not_start_is_quoted_and_nothing_is_left(
-    tmp_path: Path, temporary: Path, options: dict[str, object], says: str, logged: bool
+    tmp_path: Path,
+    earlier: frozenset[int],
+    temporary: Path,
+    options: dict[str, object],
+    says: str,
+    logged: bool,
 ) -> None:
     log = tmp_path / "log"
     log.write_text("vgpud: from before\n")
@@ -133,7 +153,7 @@ async def test_a_server_that_does_not_start_is_quoted_and_nothing_is_left(
     ):
         await attach_to(qemu, tmp_path, **options, **({"log": log} if logged else {}))
     assert "device_add" not in qemu.commands()
-    assert children() == []
+    assert children(earlier) == []
     assert entries(temporary) == []
     assert log.read_text().startswith("vgpud: from before\n")
 
@@ -154,42 +174,62 @@ async def test_a_folder_for_sockets_whose_name_is_too_long_is_named(
     assert entries(folder) == []
 
 
-async def test_a_server_is_ended_when_qemu_does_not_take_the_device(tmp_path: Path, temporary: Path) -> None:
+async def test_a_server_is_ended_when_qemu_does_not_take_the_device(
+    tmp_path: Path, earlier: frozenset[int], temporary: Path
+) -> None:
     qemu = FakeQemu(says={"device_add": lambda _: [refuses("out of order")]})
     with pytest.raises(HotplugError, match="out of order"):
         await attach_to(qemu, tmp_path)
-    assert children() == []
+    assert children(earlier) == []
     assert entries(temporary) == []
 
 
 async def test_a_server_is_ended_when_the_user_gives_up_while_it_starts(
-    tmp_path: Path, temporary: Path
+    tmp_path: Path, earlier: frozenset[int], temporary: Path
 ) -> None:
     with trio.CancelScope() as scope:
         scope.cancel()
         async with started(ServerOptions(), "vgpud0", tmp_path / "qmp"):
             raise AssertionError
     assert scope.cancelled_caught
-    assert children() == []
+    assert children(earlier) == []
     assert entries(temporary) == []
 
 
-async def test_a_server_is_ended_when_the_device_was_taken_back(tmp_path: Path) -> None:
+async def test_a_server_is_ended_when_the_device_was_taken_back(
+    tmp_path: Path, earlier: frozenset[int]
+) -> None:
     with vfio_user_qemu(says={"query-pci": lambda _: [returns(5)]}) as qemu:
         with pytest.raises(HotplugError, match="query-pci is no array"):
             await attach_to(qemu, tmp_path)
         assert qemu.clients == {}
-    assert children() == []
+    assert children(earlier) == []
 
 
-async def test_a_server_that_qemu_still_depends_on_is_left_alone(tmp_path: Path) -> None:
+async def test_a_server_is_ended_when_the_user_gives_up_at_the_last_question(
+    tmp_path: Path, earlier: frozenset[int], temporary: Path
+) -> None:
+    with vfio_user_qemu() as qemu:
+        async with talking_to(qemu, tmp_path) as qmp:
+            with trio.CancelScope() as scope:
+                cancelling_the_last_question(qemu, scope)
+                await attach(qmp, Wish())
+            assert scope.cancelled_caught
+        assert qemu.clients == {}
+    assert children(earlier) == []
+    assert entries(temporary) == []
+
+
+async def test_a_server_that_qemu_still_depends_on_is_left_alone(
+    tmp_path: Path, earlier: frozenset[int]
+) -> None:
     with vfio_user_qemu(
         says={"query-pci": lambda _: [returns(5)], "device_del": lambda _: [refuses("no")]}
     ) as qemu:
         with pytest.raises(HotplugError, match="query-pci is no array"):
             await attach_to(qemu, tmp_path)
-        (pid,) = children()
-        with Process(pid) as process:
+        (pid,) = children(earlier)
+        with DetachedProcess(pid) as process:
             assert not await process.ended(0.1)
             qemu.clients.popitem()[1].close()
             assert await process.ended(SECONDS)
@@ -211,6 +251,6 @@ async def test_a_server_that_does_not_end_with_its_client_is_named(
                 ):
                     await detach(qmp, None, SECONDS)
         finally:
-            with Process(attachment.server) as process:
+            with DetachedProcess(attachment.server) as process:
                 os.kill(attachment.server, signal.SIGCONT)
                 await process.end(SECONDS)

@@ -11,7 +11,7 @@ from typing import Any
 from protocol import Version, encode_request
 from tests.server.hotplug.fake_qemu import FakeQemu, Json, refuses
 
-SECONDS = 20
+SECONDS = 120
 
 
 @dataclass

@@ -79,7 +79,7 @@ class Vgpud:
 def attached(path: Path) -> Iterator[socket.socket]:
     """A client that the server at ``path`` has greeted."""
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(30)
+        client.settimeout(120)
         client.connect(os.fspath(path))
         client.sendall(encode_request(3, Version(0, 0)))
         assert Header.unpack(client.recv(4096)).is_reply

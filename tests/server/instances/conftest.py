@@ -35,5 +35,8 @@ def places() -> Iterator[Places]:
 
 
 @pytest.fixture
-def vgpud(places: Places, capsys: pytest.CaptureFixture[str]) -> Vgpud:
+def vgpud(places: Places, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Vgpud:
+    # a server on a busy machine is not to be taken for one that hangs
+    monkeypatch.setattr("server.instances.state.ANSWER_SECONDS", 120.0)
+    monkeypatch.setattr("server.control_client.TIMEOUT_SECONDS", 120)
     return Vgpud(places, capsys)

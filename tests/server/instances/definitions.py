@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from server.instances.definition import Definition
 from server.instances.types import TYPES
-from server.transports import CHOICES
+from server.transport_names import CHOICES
 
 _ATTRS = st.fixed_dictionaries(
     {},

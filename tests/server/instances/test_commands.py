@@ -12,7 +12,7 @@ from server.cli import build_parser, main
 from server.instances.manager import MANAGERS
 from server.instances.places import Places
 from server.instances.types import TYPES
-from server.transports import CHOICES
+from server.transport_names import CHOICES
 from tests.server.instances.command import ONE, THREE, TWO, Vgpud, held_by_another, listening
 
 TYPE = ["--type", "vgpud-virtio-2"]

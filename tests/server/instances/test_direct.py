@@ -13,6 +13,8 @@ from uuid import UUID
 
 import pytest
 
+from server.child_server.output import ServerOutput
+from server.child_server.readiness import Readiness
 from server.cli import main
 from server.instances import direct
 from server.instances.direct import MAX_LOG
@@ -253,12 +255,15 @@ def test_why_a_server_does_not_start_is_said(vgpud: Vgpud) -> None:
 def test_a_server_that_is_not_ready_in_time_is_ended(vgpud: Vgpud, monkeypatch: pytest.MonkeyPatch) -> None:
     spawned, spawn = [], direct._spawn
 
-    def remember(places: Places, uuid: UUID, log: Path, ready: str) -> subprocess.Popen[bytes]:
-        spawned.append(spawn(places, uuid, log, ready))
+    def remember(
+        places: Places, uuid: UUID, output: ServerOutput, readiness: Readiness
+    ) -> subprocess.Popen[bytes]:
+        readiness.address += "-of-nobody"
+        spawned.append(spawn(places, uuid, output, readiness))
         return spawned[0]
 
     monkeypatch.setattr(direct, "_spawn", remember)
-    monkeypatch.setattr(direct, "START_SECONDS", 0.001)
+    monkeypatch.setattr(direct, "START_SECONDS", 0.01)
     define(vgpud)
     assert "does not listen after 0 s; its log is " in vgpud.refusal("start", str(ONE))
     assert [process.returncode for process in spawned] == [-signal.SIGKILL]

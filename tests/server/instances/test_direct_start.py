@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -10,15 +12,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
+from server.child_server.output import ServerOutput
+from server.child_server.readiness import Readiness
+from server.instances import direct
 from server.instances.pid_file import holder
 from server.instances.places import Places
 from tests.server.instances.command import ONE, Vgpud
 from tests.server.instances.test_direct import define, pid_of, sockets
 
-SECONDS = 60
+SECONDS = 120
+PR_CAPBSET_DROP, CAP_SYS_RESOURCE = 24, 24
+"""linux/prctl.h and linux/capability.h"""
+LESS_THAN_A_LOG = 1 << 20
 HOLD = """
 import socket, sys
 if "serve-instance" in sys.orig_argv:
@@ -112,3 +121,60 @@ def test_a_log_that_cannot_be_had_is_one_line_and_nothing_runs(vgpud: Vgpud) -> 
     assert f"{vgpud.places.log(ONE)}: Is a directory; remove it" in vgpud.refusal("start", str(ONE))
     assert holder(vgpud.places.pid_file(ONE)) is None
     assert not sockets(vgpud.places)
+
+
+def limited() -> None:
+    """In a child: files of no more than 1 MiB, and not the privilege to have more."""
+    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_SYS_RESOURCE)  # refused where nobody is privileged
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LESS_THAN_A_LOG, LESS_THAN_A_LOG))
+
+
+def test_a_server_starts_where_files_may_be_no_larger_than_a_log(vgpud: Vgpud) -> None:
+    define(vgpud)
+    folders = ["--config-dir", str(vgpud.places.definitions), "--runtime-dir", str(vgpud.places.runtime)]
+    done = subprocess.run(
+        [sys.executable, "-m", "server", "start", str(ONE), *folders],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+        preexec_fn=limited,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{vgpud.places.socket(ONE)}\n", "")
+    pid = pid_of(vgpud.places, ONE)
+    assert resource.prlimit(pid, resource.RLIMIT_FSIZE) == (LESS_THAN_A_LOG, LESS_THAN_A_LOG)
+    vgpud.well("stop", str(ONE))
+
+
+@pytest.mark.parametrize("error", [PermissionError(1, "Operation not permitted"), ValueError("invalid")])
+def test_a_server_whose_log_cannot_be_bounded_is_ended(
+    vgpud: Vgpud, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    spawned, spawn = [], direct._spawn
+
+    def remember(
+        places: Places, uuid: UUID, output: ServerOutput, readiness: Readiness
+    ) -> subprocess.Popen[bytes]:
+        spawned.append(spawn(places, uuid, output, readiness))
+        return spawned[0]
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(direct, "_spawn", remember)
+    monkeypatch.setattr("server.instances.direct.resource.prlimit", refuse)
+    define(vgpud)
+    assert f"the server's log cannot be bounded: {error}" in vgpud.refusal("start", str(ONE))
+    assert [process.returncode for process in spawned] == [-signal.SIGKILL]
+    assert holder(vgpud.places.pid_file(ONE)) is None
+
+
+def test_a_folder_for_sockets_whose_name_is_too_long_is_named(
+    vgpud: Vgpud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    define(vgpud)
+    assert "AF_UNIX path too long; set TMPDIR to another folder" in vgpud.refusal("start", str(ONE))
+    assert list(folder.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,14 @@ def test_a_pipe_is_no_pid_file_and_nobody_waits_for_it(tmp_path: Path) -> None:
         holder(tmp_path / "pid")
     with pytest.raises(InstanceError, match="not a file; remove it"), held(tmp_path / "pid"):
         pass
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # as where the disk is full
+    try:
+        with pytest.raises(InstanceError, match=f"^{tmp_path}/pid: File too large"), held(tmp_path / "pid"):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert holder(tmp_path / "pid") is None

@@ -90,7 +90,7 @@ async def test_the_first_client_starts_an_instance_whose_socket_systemd_has(plac
     activate = ["systemd-socket-activate", "--listen", str(places.socket(ONE))]
     environment = [f"--setenv=PYTHONPATH={ROOT}"]
     async with started("socket", [*activate, *environment, *serve_instance(places)]) as child:
-        await child.log.wait_for("Listening on", within=30)
+        await child.log.wait_for("Listening on", within=120)
         with ExitStack() as stack:
             stack.enter_context(attached(places.socket(ONE)))
             assert holder(places.pid_file(ONE)) == child.pid
@@ -107,7 +107,7 @@ async def test_the_first_client_starts_an_instance_whose_socket_systemd_has(plac
 )
 def test_what_is_not_defined_is_not_served(places: Places, name: str, says: str) -> None:
     done = subprocess.run(
-        serve_instance(places, name), capture_output=True, text=True, timeout=60, check=False
+        serve_instance(places, name), capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("vgpud: ")

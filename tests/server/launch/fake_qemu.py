@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
-SECONDS = 30
+SECONDS = 120
 _ADDRESS = "FAKE_QEMU"
 
 _PROGRAM = f"""\

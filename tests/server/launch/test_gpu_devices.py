@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from server.launch.gpu_devices import Attachment, with_gpus
+from server.launch.gpu_devices import GpuAttachment, with_gpus
 from server.launch.qemu_options import parse_command
 
 CLIENT = {"driver": "vfio-user-pci", "id": "vgpud0", "socket": {"type": "unix", "path": "/s,0"}}
@@ -16,7 +16,7 @@ def added(
     *words: str, sockets: tuple[str, ...] = ("/s,0",), root_ports: bool = False, rom: str | None = None
 ) -> list[Any]:
     before = ["qemu", *words]
-    gpus = [Attachment(socket, rom) for socket in sockets]
+    gpus = [GpuAttachment(socket, rom) for socket in sockets]
     after = with_gpus(parse_command(before), gpus, root_ports=root_ports).words
     assert after[: len(before)] == before
     new = after[len(before) :]

@@ -41,9 +41,20 @@ def test_the_size_is_the_one_that_qemu_takes(options: str, size: int) -> None:
     assert memory_size(parse_command(["qemu", *options.split()])) == size
 
 
-@pytest.mark.parametrize("options", ["-m much", "-m 0x80", "-m 1e3M", "-m -5", "-m ²", "-M memory.size=2X"])
-def test_what_is_no_size_is_refused(options: str) -> None:
-    with pytest.raises(LaunchError, match="no size; write for example 2G"):
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("-m much", "-m: 'much'"),
+        ("-m 0x80", "-m: '0x80'"),
+        ("-m 1e9", "-m: '1e9'"),
+        ("-m 1e3M", "-m: '1e3M'"),
+        ("-m -5", "-m: '-5'"),
+        ("-m \u00b2", "-m: '\u00b2'"),
+        ("-M memory.size=2X", "-machine memory.size: '2X'"),
+    ],
+)
+def test_what_is_no_size_is_refused_in_the_words_of_the_user(options: str, words: str) -> None:
+    with pytest.raises(LaunchError, match=f"^{words} is no size; write for example 2G$"):
         memory_size(parse_command(["qemu", *options.split()]))
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from server.launch.migration_guard import IMAGE, knows_image, with_migration_guard
+from server.launch.migration_guard import knows_image, with_migration_guard
 from server.launch.qemu_options import parse_command
+from server.qemu.migration_guard import IMAGE
 
 
 def test_the_image_is_a_vdi_without_a_block() -> None:

@@ -10,10 +10,12 @@ from collections.abc import Callable
 import pytest
 import trio
 
+from server.child_server.lifeline import end_with_lifeline, lifeline
 from server.launch import process
-from server.launch.process import Process, end_with_lifeline, end_with_parent, lifeline, start
-from tests.server.launch.fake_qemu import SECONDS
+from server.launch.process import ChildProcess, start
+from server.parent_death import end_with_parent
 from tests.fds import open_fds
+from tests.server.launch.fake_qemu import SECONDS
 
 PAUSE = [sys.executable, "-c", "import signal; print('ready', flush=True); signal.pause()"]
 STUBBORN = [
@@ -23,7 +25,8 @@ STUBBORN = [
 ]
 GRANDPARENT = f"""
 import os, subprocess
-from server.launch.process import end_with_parent, start
+from server.launch.process import start
+from server.parent_death import end_with_parent
 parent = os.getpid()
 start({PAUSE!r}, lambda: end_with_parent(parent), stdin=subprocess.DEVNULL)
 os.read(0, 1)
@@ -66,10 +69,10 @@ async def test_several_tasks_wait_for_one_end_and_no_fd_is_left() -> None:
         for _ in range(3):
             nursery.start_soon(wait)
         await trio.testing.wait_all_tasks_blocked()
-        child.send_signal(signal.SIGINT)
-    assert len(ends) == 3
+        child.send_signal(signal.SIGTERM)
+    assert ends == [143] * 3
     assert open_fds() == before
-    child.send_signal(signal.SIGINT)
+    child.send_signal(signal.SIGTERM)
 
 
 async def test_an_end_comes_also_in_a_cancelled_scope() -> None:
@@ -126,7 +129,7 @@ async def test_a_process_whose_parent_is_gone_already_does_not_start() -> None:
     assert await child.wait() == 143
 
 
-def ended(child: Process) -> bool:
+def ended(child: ChildProcess) -> bool:
     pidfd = os.pidfd_open(child.pid)
     try:
         return bool(select.select([pidfd], [], [], 0)[0])

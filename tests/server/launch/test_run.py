@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from server.cli import build_parser
-from server.launch.migration_guard import IMAGE
 from server.launch.run import gpus
 from server.launch.server_process import UNPLUGGABLE
+from server.qemu.migration_guard import IMAGE
 from tests.server.launch.fake_qemu import SECONDS, Launcher
 
 GUARD = f"""-blockdev {

@@ -258,7 +258,7 @@ def test_a_signal_before_qemu_starts_ends_all_that_has_started(launcher: Launche
         (["--gpu", "virtio-gpu,width=wide"], "vgpud: --gpu virtio-gpu,width=wide: virtio-gpu: width="),
         (["--metrics", "nowhere"], "vgpud: --metrics nowhere: no address"),
         (["--control", "/no/such/folder/control"], "vgpud: /no/such/folder/control: "),
-        (["--log", "/no/such/folder/log"], "vgpud: /no/such/folder/log: No such file"),
+        (["--log", "/no/such/folder/log"], "vgpud: --log /no/such/folder/log: No such file"),
     ],
 )
 def test_a_server_that_does_not_start_says_why_and_qemu_is_not_started(
@@ -278,6 +278,44 @@ def test_a_server_that_does_not_start_says_why_also_where_it_has_a_log(launcher:
     assert said.startswith("vgpud: the server of vgpud0 did not start: --metrics nowhere: no address")
     assert said.count("\n") == 1
     assert "no address" in log.read_text()
+
+
+SAYS_NOTHING = """
+import os, sys
+if "--fd" in sys.orig_argv:
+    os._exit(3)
+"""
+SAYS_SOMETHING_ELSE = """
+import os, socket, sys
+if "--fd" in sys.orig_argv:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
+        notifier.sendto(b"STATUS=starting", os.environ["NOTIFY_SOCKET"])
+    with socket.socket(socket.AF_UNIX) as test:
+        test.connect(os.environ["FAKE_QEMU"])
+        test.recv(1)
+    os._exit(3)
+"""
+
+
+def test_a_server_is_not_quoted_with_what_another_has_said_before_it(launcher: Launcher) -> None:
+    (launcher.folder / "sitecustomize.py").write_text(SAYS_NOTHING)
+    log = launcher.folder / "log"
+    log.write_text("vgpud: said last week\n")
+    run = launcher.start("--log", str(log), variables={"PYTHONPATH": str(launcher.folder)})
+    assert run.communicate(timeout=SECONDS) == (
+        "",
+        "vgpud: the server of vgpud0 did not start: it has ended without a word\n",
+    )
+    assert run.returncode == 1
+    assert log.read_text() == "vgpud: said last week\n"
+
+
+def test_qemu_is_not_started_because_a_server_says_anything(launcher: Launcher) -> None:
+    (launcher.folder / "sitecustomize.py").write_text(SAYS_SOMETHING_ELSE)
+    with launcher.start(variables={"PYTHONPATH": str(launcher.folder)}) as run:
+        launcher.accept().close()  # the server goes on, which is to say that it ends
+        assert run.communicate(timeout=SECONDS) == ("", "vgpud: the server of vgpud0 ended with status 3\n")
+        assert run.returncode == 1
 
 
 def test_each_server_writes_files_of_its_own(launcher: Launcher) -> None:

@@ -10,14 +10,18 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from server.cli import main
-from server.guest.machine import vfio_user_pci
+from server.instances.definition import Definition
 from server.instances.identity import parse_uuid
 from server.instances.places import choose_places
-from server.launch.migration_guard import guard_node
+from server.instances.store import Store
+from server.instances.types import find_type
 from server.libvirt.fragment import MAX_DEVICES, domain_fragment
+from server.qemu.client import vfio_user_pci
+from server.qemu.migration_guard import guard_node
 
 QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 UUID = "4b20d080-1b54-4048-85b3-a6a62d165c01"
+OTHER_UUID = "4b20d080-1b54-4048-85b3-a6a62d165c02"
 MINIMAL = """
 <domain type='kvm'>
   <name>guest</name>
@@ -33,6 +37,15 @@ def merged(fragment: str, domain: str = MINIMAL) -> str:
     root = ET.fromstring(domain)  # noqa: S314 - it is ours
     root.extend(ET.fromstring(fragment))  # noqa: S314
     return ET.tostring(root, encoding="unicode")
+
+
+@pytest.fixture(autouse=True)
+def defined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An instance, of root's or of another user's, in place of those of whoever runs the tests."""
+    folder = tmp_path / "definitions"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+    monkeypatch.setattr("server.instances.places.choose_definitions", lambda given, _: given or folder)
+    Store(folder).add(Definition(parse_uuid(UUID), find_type("vgpud-virtio-1")))
 
 
 def validate(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -133,11 +146,23 @@ def test_an_instance_is_where_its_server_listens(capsys: pytest.CaptureFixture[s
     assert fragment == domain_fragment([socket])
 
 
+def test_the_definition_may_be_in_another_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = tmp_path / "others"
+    arguments = ["libvirt-xml", "--uuid", OTHER_UUID, "--config-dir", str(folder)]
+    assert main(arguments) == 1
+    assert capsys.readouterr().out == ""
+    Store(folder).add(Definition(parse_uuid(OTHER_UUID), find_type("vgpud-virtio-1")))
+    assert main(arguments) == 0
+    assert OTHER_UUID in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("--socket-path", "x.sock"), "give the whole path, "),
         (("--uuid", "../../etc"), "'../../etc' is no UUID; write it as"),
+        (("--uuid", OTHER_UUID), f"{OTHER_UUID} is not defined; 'vgpud list --defined' lists what is"),
+        (("--uuid", UUID, "--uuid", UUID.upper()), f"/{UUID}.sock: named twice; a server has one client"),
         (
             ("--socket-path", f"/{'x' * 107}"),
             "longer than the 107 bytes that a UNIX socket allows; choose a shorter",

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from tests.docs.documents import blocks
 from tests.server.instances.booted.root import ROOT, WHEELS, lower_folders
 
-SECONDS = 60.0
+SECONDS = 180.0
 SOURCE = Path("/source")
 _SUPERVISOR = Path(__file__).with_name("machine.sh")
 _CREDENTIALS = struct.Struct("3i")

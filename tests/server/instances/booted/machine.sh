@@ -46,7 +46,20 @@ cut_power() {
 end() {
     cut_power
     cd /sys/fs/cgroup
-    find "${cgroups[@]}" -depth -type d -exec rmdir {} +
+    # A process that has ended, and was waited for, may be in its cgroup for a moment still (Linux 6.18).
+    for _ in {1..1000}; do
+        ! remove_cgroups 2>/dev/null || return 0
+        sleep 0.01
+    done
+    remove_cgroups
+}
+
+remove_cgroups() {
+    left=()
+    for each in "${cgroups[@]}"; do
+        [ ! -d "$each" ] || left+=("$each")
+    done
+    [ "${#left[@]}" = 0 ] || find "${left[@]}" -depth -type d -exec rmdir {} +
 }
 
 # This is PID 1 from here on. Its cgroup namespace begins at the cgroups that it is in.

@@ -8,7 +8,7 @@ from devices.models import MODELS
 from devices.pci.constants import CapabilityId, ConfigRegister
 from devices.registry import create_device
 from protocol import PciRegion
-from server.hotplug.unpluggable import without_msix
+from server.qemu.unpluggable import without_msix
 
 
 def kinds(text: str) -> list[int]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from server.hotplug.errors import LONGEST_REASON, HotplugError
-from server.hotplug.server_output import server_output
+from server.child_server.errors import ServerStartError
+from server.child_server.output import ServerOutput, logged_output, unread_output
+from server.one_line import LONGEST_REASON
 from tests.fds import open_fds
 
 
@@ -21,27 +23,31 @@ def log(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
     return path
 
 
+def output_to(log: Path | None) -> AbstractContextManager[ServerOutput]:
+    return unread_output() if log is None else logged_output(log)
+
+
 def test_the_last_line_is_the_reason_without_the_name_of_the_program(log: Path | None) -> None:
     before = open_fds()
-    with server_output(log) as output:
+    with output_to(log) as output:
         os.write(output.write_fd, b"listening\nvgpud: \xffno \x1b[31mway\n\n")
         assert output.last_line() == "\ufffdno [31mway"
     assert open_fds() == before
 
 
 def test_who_said_nothing_is_not_quoted_with_the_words_of_another(log: Path | None) -> None:
-    with server_output(log) as output:
+    with output_to(log) as output:
         assert output.last_line() == ""
 
 
 def test_a_reason_is_not_without_end(log: Path | None) -> None:
-    with server_output(log) as output:
+    with output_to(log) as output:
         os.write(output.write_fd, b"x" * 5000)
         assert len(output.last_line()) == LONGEST_REASON + len("...")
 
 
 def test_what_nobody_reads_does_not_block_the_server() -> None:
-    with server_output(None) as output:
+    with unread_output() as output:
         assert os.write(output.write_fd, bytes(1 << 20)) < 1 << 20
         with pytest.raises(BlockingIOError):
             os.write(output.write_fd, b"x")
@@ -50,11 +56,25 @@ def test_what_nobody_reads_does_not_block_the_server() -> None:
 def test_a_log_goes_on_behind_what_is_there(tmp_path: Path) -> None:
     log = tmp_path / "log"
     for line in (b"first\n", b"second\n"):
-        with server_output(log) as output:
+        with output_to(log) as output:
             os.write(output.write_fd, line)
     assert log.read_bytes() == b"first\nsecond\n"
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(HotplugError, match=f"--log {tmp_path}: Is a directory"), server_output(tmp_path):
+    with pytest.raises(ServerStartError, match=f"--log {tmp_path}: Is a directory"), logged_output(tmp_path):
         pass
+
+
+def test_a_log_that_is_no_file_is_not_read(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    os.mkfifo(log)
+    reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with logged_output(log) as output:
+            os.write(output.write_fd, b"vgpud: no way\n")
+            assert output.last_line() == ""
+        assert os.read(reader, 100) == b"vgpud: no way\n"
+        assert os.read(reader, 100) == b""
+    finally:
+        os.close(reader)

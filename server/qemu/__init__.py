@@ -1,0 +1,1 @@
+"""What a virtual GPU is in QEMU, whether it is there from the start or comes later."""
