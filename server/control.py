@@ -19,7 +19,9 @@ from server.engine import Engine
 from server.log import RepeatLimit
 
 IDLE_SECONDS = 30
-"""A client that says nothing for this long is dropped."""
+"""A client that says nothing for this long, or does not take its answer, is dropped."""
+ANSWER_SECONDS = 10
+"""How long the device may take for an answer: whoever asks by ``vgpud`` has given up by then."""
 
 Answer = tuple[dict[str, Any], list[bytes]]
 Command = Callable[[Engine, dict[str, Any]], Awaitable[Answer]]
@@ -70,31 +72,43 @@ async def _serve_client(
     try:
         with place:
             async with stream:
-                while True:
+                while await _serve_line(stream, pending, engine, places, place):
                     places.keep(place)
-                    with trio.fail_after(IDLE_SECONDS):
-                        if not await _serve_line(stream, pending, engine):
-                            return
     except (trio.BrokenResourceError, trio.TooSlowError):
         return
     finally:
         places.leave(place)
 
 
-async def _serve_line(stream: trio.SocketStream, pending: bytearray, engine: Engine) -> bool:
-    """Answer the next line; False where there will be no other."""
+async def _serve_line(
+    stream: trio.SocketStream, pending: bytearray, engine: Engine, places: Places, place: trio.CancelScope
+) -> bool:
+    """Answer the next line; False where there will be no other. Raises TooSlowError."""
     try:
-        line = await read_line(stream, pending)
+        with trio.fail_after(IDLE_SECONDS):
+            line = await read_line(stream, pending)
     except ControlError as error:
-        await stream.send_all(encode_line(_refusal(str(error))))
+        await _send(stream, _refusal(str(error)), [])
         return False
     if line is None:
         return False
-    answer, blocks = await _answer(engine, line)
-    await stream.send_all(encode_line(answer))
-    for block in blocks:
-        await stream.send_all(block)
+    with places.answering(place):
+        answer, blocks = await _answer_in_time(engine, line)
+    await _send(stream, answer, blocks)
     return True
+
+
+async def _send(stream: trio.SocketStream, answer: dict[str, Any], blocks: list[bytes]) -> None:
+    with trio.fail_after(IDLE_SECONDS):
+        await stream.send_all(encode_line(answer))
+        for block in blocks:
+            await stream.send_all(block)
+
+
+async def _answer_in_time(engine: Engine, line: bytes) -> Answer:
+    with trio.move_on_after(ANSWER_SECONDS):
+        return await _answer(engine, line)
+    return _refusal(f"the device did not answer in {ANSWER_SECONDS} s"), []
 
 
 async def _answer(engine: Engine, line: bytes) -> Answer:

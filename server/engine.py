@@ -96,7 +96,8 @@ class Engine:
         self._captures.add(done)
         work = capture()
         try:
-            session.defer(work)
+            if not session.offer(work):
+                raise ControlError("the device is too busy: try again")
             session.wake()
             await done.wait()
         finally:

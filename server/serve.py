@@ -23,6 +23,7 @@ from server.dma.domains.registry import DOMAINS, DomainOptions, open_domain
 from server.dma.errors import DmaDomainUnavailable
 from server.dma.limits import pin_limits
 from server.durations import WorkTimings
+from server.ending import Ending
 from server.engine import Engine
 from server.exit_status import fail
 from server.listener import serve_clients
@@ -33,7 +34,6 @@ from server.native.transport import TransportUnavailable
 from server.notify import notify_ready
 from server.run_async import run_async
 from server.socket_path import SocketPathError, adopt_listener, listen_at
-from server.stop_signals import stop_signals
 from server.trace.recording import Recording
 from server.trace.ring import DEFAULT_LIMIT, TraceRing, parse_limit
 from server.transports import choose_transport
@@ -63,6 +63,7 @@ def run_serve(arguments: argparse.Namespace, companion: Companion | None = None)
     domain = DomainOptions(arguments.vfio_group, arguments.vfio_container, arguments.dma_bits)
     try:
         with ExitStack() as stack:
+            ending = stack.enter_context(Ending())
             stack.callback(device.close)
             make_domain = open_domain(arguments.dma_domain, domain, stack)
             listener = stack.enter_context(_listener(arguments))
@@ -75,7 +76,16 @@ def run_serve(arguments: argparse.Namespace, companion: Companion | None = None)
             metrics = stack.enter_context(metrics_server(arguments.metrics, engine, options))
             _begin(recording)
             run_async(
-                _main, listener, control, metrics, engine, options, transport.reason, arguments, companion
+                _main,
+                listener,
+                control,
+                metrics,
+                engine,
+                options,
+                transport.reason,
+                arguments,
+                companion,
+                ending,
             )
     except (SocketPathError, DmaDomainUnavailable, TraceUnavailable, MetricsUnavailable) as error:
         return fail(error)
@@ -154,10 +164,11 @@ async def _main(
     why_transport: str,
     arguments: argparse.Namespace,
     companion: Companion | None,
+    ending: Ending,
 ) -> None:
     log = structlog.get_logger()
     async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(*stop_signals()) as signals:
+        with ending.signals() as signals:
             if control is not None:
                 nursery.start_soon(serve_control, control, engine)
             if metrics is not None:

@@ -121,6 +121,10 @@ class Session:
         """Queue a device's work; the transport runs it after it has answered the access at hand."""
         self.work.defer(work)
 
+    def offer(self, work: Work) -> bool:
+        """Queue work that is nothing of the device's; False, and it is dropped, where too much waits already."""
+        return self.work.offer(work)
+
     def withdraw(self, work: Work) -> None:
         """Forget deferred work that nobody waits for any more, unless it has begun."""
         self.work.withdraw(work)

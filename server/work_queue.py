@@ -55,11 +55,16 @@ class WorkQueue:
 
     def defer(self, work: Work) -> None:
         """Queue ``work``; dropped when the session is over, and where :data:`MAX_DEFERRED` pieces wait already."""
-        if self._closed or len(self._queue) >= MAX_DEFERRED:
+        if not self.offer(work):
             self.overflowed |= not self._closed
+
+    def offer(self, work: Work) -> bool:
+        """As :meth:`defer`, for work that may be dropped: says whether it was taken, and the session goes on."""
+        if self._closed or len(self._queue) >= MAX_DEFERRED:
             work.close()
-            return
+            return False
         self._queue.append(work)
+        return True
 
     def withdraw(self, work: Work) -> None:
         """Forget ``work`` unless it has begun."""

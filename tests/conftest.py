@@ -22,7 +22,7 @@ _PATIENT = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
 settings.register_profile("same-examples", _PATIENT, derandomize=True)
-settings.register_profile("new-examples", _PATIENT, max_examples=1000)
+settings.register_profile("new-examples", _PATIENT, derandomize=False, max_examples=1000)
 settings.load_profile("same-examples")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from server.one_line import one_line
 
 _LAST_WORDS = 1 << 16
 _PREFIX = "vgpud: "
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+"""open(2) would wait for the reader of a pipe otherwise, and no signal would end that."""
 
 
 class ServerOutput:
@@ -27,9 +30,11 @@ class ServerOutput:
         self._read_fd = read_fd
         self._start = start
 
-    def last_line(self) -> str:
-        """The last line that the server has written, empty where there is none."""
-        said = b"" if self._read_fd is None else self._read(self._read_fd)
+    def last_line(self) -> str | None:
+        """The last line that the server has written, empty where there is none, None where nobody knows."""
+        if self._read_fd is None:
+            return None
+        said = self._read(self._read_fd)
         lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
         return one_line(lines[-1].removeprefix(_PREFIX)) if lines else ""
 
@@ -56,15 +61,22 @@ def unread_output() -> Iterator[ServerOutput]:
 def logged_output(log: Path) -> Iterator[ServerOutput]:
     """Append to the file ``log``. Raises ServerStartError where it cannot be written."""
     try:
-        write_fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        write_fd = os.open(log, _APPEND, 0o666)
     except OSError as error:
-        raise ServerStartError(f"--log {log}: {error.strerror}") from error
+        raise ServerStartError(f"--log {log}: {_why_not_opened(log, error)}") from error
     with ExitStack() as stack:
         stack.callback(os.close, write_fd)
+        os.set_blocking(write_fd, True)  # for the server: a line is not lost because its reader is slow
         read_fd = _read_end(write_fd)
         if read_fd is not None:
             stack.callback(os.close, read_fd)
         yield ServerOutput(read_fd, write_fd, os.fstat(write_fd).st_size)
+
+
+def _why_not_opened(log: Path, error: OSError) -> str:
+    if error.errno == errno.ENXIO and log.is_fifo():
+        return "a pipe that nobody reads; start its reader first, or name a file"
+    return error.strerror or str(error)
 
 
 def _read_end(write_fd: int) -> int | None:

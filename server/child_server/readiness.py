@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from pathlib import Path
 import trio
 
 from server.child_server.errors import ServerStartError
+from server.child_server.poll import readable
 
 START_SECONDS = 60.0
 """How long a server may take to listen."""
@@ -51,7 +51,7 @@ class Readiness:
 
     def outcome(self, pidfd: int) -> Outcome | None:
         """What has come of it by now, None where nothing has; takes the messages that are there."""
-        if _readable([pidfd], 0):
+        if readable([pidfd], 0):
             return Outcome.ENDED
         while (message := self._message()) is not None:
             if _READY in message.split(b"\n"):
@@ -59,23 +59,25 @@ class Readiness:
         return None
 
     async def wait(self, pidfd: int, seconds: float = START_SECONDS) -> Outcome:
-        """Wait for it, so many seconds at most."""
+        """Wait for it, so many seconds at most; who comes too late, as behind a Ctrl-Z, looks once more."""
         with trio.move_on_after(seconds):
             while True:
                 await _until_readable(self._receiver.fileno(), pidfd)
                 if (outcome := self.outcome(pidfd)) is not None:
                     return outcome
-        return Outcome.LATE
+        return self.outcome(pidfd) or Outcome.LATE
 
     def wait_without_loop(self, pidfd: int, stop_fd: int, seconds: float = START_SECONDS) -> Outcome:
         """The same where trio does not run; it ends also when ``stop_fd`` is readable."""
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            if stop_fd in _readable([self._receiver.fileno(), pidfd, stop_fd], left):
+        while True:
+            left = max(0.0, end - time.monotonic())
+            if stop_fd in readable([self._receiver.fileno(), pidfd, stop_fd], left):
                 return Outcome.INTERRUPTED
             if (outcome := self.outcome(pidfd)) is not None:
                 return outcome
-        return Outcome.LATE
+            if not left:
+                return Outcome.LATE
 
     def _message(self) -> bytes | None:
         try:
@@ -84,10 +86,15 @@ class Readiness:
             return None
 
 
-def why_not_ready(outcome: Outcome, last_line: str, seconds: float = START_SECONDS) -> str:
-    """Why a server did not start, in its own words where it has any; ``last_line`` is that of its log."""
+def why_not_ready(outcome: Outcome, last_line: str | None, seconds: float = START_SECONDS) -> str:
+    """Why a server did not start, in its own words where it has any.
+
+    ``last_line`` is that of its log, None where that cannot be read.
+    """
     if outcome is Outcome.LATE:
         return f"it does not listen after {seconds:.0f} s"
+    if last_line is None:
+        return "it has ended; its log says why"
     return last_line or "it has ended without a word"
 
 
@@ -105,13 +112,6 @@ def listen_for_readiness(folder: Path) -> Iterator[Readiness]:
             reason = error.strerror or error
             raise ServerStartError(f"{path}: {reason}; set TMPDIR to another folder") from error
         yield Readiness(receiver, os.fspath(path))
-
-
-def _readable(fds: list[int], seconds: float) -> list[int]:
-    poll = select.poll()
-    for fd in fds:
-        poll.register(fd, select.POLLIN)
-    return [fd for fd, _ in poll.poll(seconds * 1000)]
 
 
 async def _until_readable(*fds: int) -> None:

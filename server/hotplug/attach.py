@@ -59,7 +59,8 @@ def _ignore(_: str) -> None: ...
 async def attach(qmp: Qmp, wish: Wish, warn: Warn = _ignore) -> Attachment:
     """Plug a device into the guest; ``warn`` is told what does not keep it from being there.
 
-    Raises HotplugError; then, or when it is cancelled, nothing is left behind.
+    Raises HotplugError; then, or when it is cancelled, nothing is left behind, or ``warn`` is told that the
+    device is.
     """
     await check_client_exists(qmp)
     await check_memory_is_shared(qmp)
@@ -116,6 +117,7 @@ async def _plug_in(
     except BaseException:
         if not await _is_taken_back(qmp, plug.device, otherwise=not was_added):
             leave_server()  # QEMU aborts when it loses a server in use
+            warn(f"{plug.device} could not be taken back: it is in the guest, and served")
         raise
     leave_server()
     return address

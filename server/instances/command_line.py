@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from server.exit_status import fail
 from server.instances.errors import InstanceError
-from server.transport_names import CHOICES
+from server.transport_names import AUTO, CHOICES
 
 Run = Callable[[argparse.Namespace], int]
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -48,7 +48,7 @@ def _add_define(commands: Subparsers) -> None:
     parser.add_argument(
         "--transport",
         choices=CHOICES,
-        default="auto",
+        default=AUTO,
         help="as for serve (default: %(default)s)",
     )
     parser.add_argument(

@@ -14,7 +14,7 @@ from server.instances.definition import Definition, parse_device
 from server.instances.errors import InstanceError
 from server.instances.identity import parse_uuid
 from server.instances.manager import Manager, choose_manager
-from server.instances.pid_file import held
+from server.instances.pid_file import locked
 from server.instances.places import Places, choose_places
 from server.instances.state import InstanceStatus, State, look_at
 from server.instances.store import Store
@@ -80,7 +80,7 @@ def run_undefine(arguments: argparse.Namespace) -> int:
     if not places.folder(uuid).is_dir():
         store.remove(uuid)
     else:
-        with held(places.pid_file(uuid)):  # nobody starts it meanwhile
+        with locked(places.pid_file(uuid)):  # nobody starts it meanwhile
             store.remove(uuid)
             places.socket(uuid).unlink(missing_ok=True)
             shutil.rmtree(places.folder(uuid), ignore_errors=True)

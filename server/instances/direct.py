@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import secrets
-import select
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from uuid import UUID
 
 from server.child_server.errors import ServerStartError
 from server.child_server.output import ServerOutput
+from server.child_server.poll import readable
 from server.child_server.readiness import (
     START_SECONDS,
     Outcome,
@@ -25,8 +25,8 @@ from server.child_server.readiness import (
     why_not_ready,
 )
 from server.instances.definition import Definition
-from server.instances.errors import InstanceError
-from server.instances.pid_file import held, holder
+from server.instances.errors import AlreadyRunningError, InstanceError
+from server.instances.pid_file import holder, locked
 from server.instances.places import Places, make_private_folder
 from server.instances.signals import NoticedSignals, noticed
 from server.instances.state import listening_paths
@@ -74,7 +74,8 @@ class Direct:
             except BaseException:
                 process.kill()
                 process.wait()
-                self._clear(uuid)
+                with suppress(InstanceError):  # why it does not start is the reason to give
+                    self._clear(uuid)
                 raise
         process.returncode = 0  # it is to outlive this process: nobody waits for it
 
@@ -92,12 +93,12 @@ class Direct:
         """Closes ``pidfd``."""
         try:
             _signal(pidfd, signal.SIGTERM)
-            if _wait_readable([pidfd], STOP_SECONDS):
+            if readable([pidfd], STOP_SECONDS):
                 return
             if not force:
                 raise InstanceError(f"{uuid} did not end in {STOP_SECONDS:.0f} s; --force kills it")
             _signal(pidfd, signal.SIGKILL)
-            if not _wait_readable([pidfd], KILL_SECONDS):
+            if not readable([pidfd], KILL_SECONDS):
                 raise InstanceError(
                     f"{uuid} was killed and has not ended in {KILL_SECONDS:.0f} s: it hangs in the kernel"
                 )
@@ -105,12 +106,13 @@ class Direct:
             os.close(pidfd)
 
     def _clear(self, uuid: UUID) -> None:
-        """Remove the sockets of a server that has ended, unless there is another by now."""
+        """Remove the sockets of a server that has ended, unless there is another by now. Raises InstanceError."""
         places = self._places
         if not places.folder(uuid).is_dir():
             return
-        with suppress(InstanceError), held(places.pid_file(uuid)):
+        with suppress(AlreadyRunningError), locked(places.pid_file(uuid)):
             places.control(uuid).unlink(missing_ok=True)
+            places.metrics(uuid).unlink(missing_ok=True)
             if str(places.socket(uuid)) not in listening_paths():  # systemd may have it
                 places.socket(uuid).unlink(missing_ok=True)
 
@@ -184,8 +186,8 @@ def _limit_log(pid: int) -> None:
     Raises InstanceError.
     """
     try:
-        _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-        limit = MAX_LOG if most == resource.RLIM_INFINITY else min(MAX_LOG, most)
+        limits = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        limit = min([MAX_LOG, *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, limit))
     except ProcessLookupError:
         pass  # it has ended, for a reason that is still to be read
@@ -211,13 +213,6 @@ def _wait_until_ready(
         raise InstanceError(f"the server does not listen after {START_SECONDS:.0f} s; its log is {log}")
     if outcome is Outcome.ENDED:
         raise InstanceError(why_not_ready(outcome, output.last_line()))
-
-
-def _wait_readable(fds: list[int], seconds: float) -> list[int]:
-    poll = select.poll()
-    for fd in fds:
-        poll.register(fd, select.POLLIN)
-    return [fd for fd, _ in poll.poll(seconds * 1000)]
 
 
 def _open_process(pid_file: Path) -> int | None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from server.instances.errors import InstanceError
+from server.instances.errors import AlreadyRunningError, InstanceError
 
 _FLOCK: Final = "hhqqi"
 """struct flock: l_type, l_whence, l_start, l_len, l_pid."""
@@ -47,14 +47,28 @@ def _holder(fd: int) -> int | None:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Have the file locked while the block lasts, with this process's pid in it. Raises InstanceError.
+    """Have the file locked while the block lasts, with this process's pid in it.
 
-    The file is there afterwards, too: whoever would remove it could remove that of the next one.
+    Raises AlreadyRunningError where another process has it, InstanceError where it cannot be had.
     """
-    fd = _lock(path)
-    try:
+    with _locked_fd(path) as fd:
         _write_pid(path, fd)
         yield
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """The same for who serves nothing: what is in the file stays, so that there may be no room for more."""
+    with _locked_fd(path):
+        yield
+
+
+@contextmanager
+def _locked_fd(path: Path) -> Iterator[int]:
+    """The file is there afterwards, too: whoever would remove it could remove that of the next one."""
+    fd = _lock(path)
+    try:
+        yield fd
     finally:
         os.close(fd)
 
@@ -82,7 +96,9 @@ def _lock(path: Path) -> int:
             pid = _holder(fd)
             os.close(fd)
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise InstanceError(f"it is running already, as process {pid}; stop it first") from error
+                raise AlreadyRunningError(
+                    f"it is running already, as process {pid}; stop it first"
+                ) from error
             raise InstanceError(f"{path}: {error.strerror}") from error
         except InstanceError:
             os.close(fd)

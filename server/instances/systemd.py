@@ -17,8 +17,8 @@ from server.instances.definition import Definition
 from server.instances.errors import InstanceError
 from server.instances.identity import user_name
 
-SECONDS = 90.0
-"""How long systemctl may take: as long as a unit may, unless it says otherwise."""
+SECONDS = 150.0
+"""How long systemctl may take: more than a service that has to be killed and is started again, which is 120 s."""
 UNITS = Path("/etc/systemd/system")
 _DROP_IN = "50-vgpud.conf"
 _FIXES = (

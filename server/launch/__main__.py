@@ -29,7 +29,6 @@ def main(words: list[str]) -> int:
     if UNPLUGGABLE in words:
         arguments.device = without_msix(arguments.device)
     client = ClientLeft()
-    client.end_undisturbed()
     return run_serve(arguments, client) or client.status
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TypeAlias
 
-from server.transport_names import CHOICES
+from server.transport_names import AUTO, CHOICES
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -34,7 +34,7 @@ def add_run(commands: Subparsers) -> None:
     parser.add_argument(
         "--transport",
         choices=CHOICES,
-        default="auto",
+        default=AUTO,
         help="what speaks vfio-user, as for serve (default: %(default)s)",
     )
     parser.add_argument("--control", type=Path, metavar="PATH", help="socket for status and screenshots")

@@ -18,12 +18,13 @@ from server.native.connection import Connection
 from server.native.message_socket import MessageSocket
 from server.native.transport import CAPABILITIES, MAX_DMA_MAPS, MAX_FDS, TransportUnavailable
 from server.session import Session
+from server.transport_names import LIBVFIO_USER
 
 
 class LibraryTransport:
     """Serves clients with libvfio-user."""
 
-    name = "libvfio-user"
+    name = LIBVFIO_USER
 
     def __init__(self, library: Library) -> None:
         self._library = library

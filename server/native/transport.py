@@ -14,6 +14,7 @@ from server.native.connection import Connection
 from server.native.handlers import MAX_DATA_XFER_SIZE
 from server.native.message_socket import MessageSocket
 from server.session import Session
+from server.transport_names import NATIVE_NAME
 
 MAX_FDS = 16
 """Fds in one message; QEMU accepts no more in a server's capabilities."""
@@ -74,7 +75,7 @@ class TransportUnavailable(Exception):  # noqa: N818 - what the user reads
 class NativeTransport:
     """The project's own protocol engine."""
 
-    name: str = "native"
+    name: str = NATIVE_NAME
     capabilities: Capabilities = CAPABILITIES
     max_dma_maps: int = MAX_DMA_MAPS
 

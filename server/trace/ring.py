@@ -48,7 +48,7 @@ def parse_limit(text: str) -> int | None:
 
 
 class TraceRing:
-    """Appends blocks to FILE. Not being able to write ends the recording, and nothing else."""
+    """Appends blocks to FILE. Not being able to write ends the recording, closes FILE, and does nothing else."""
 
     def __init__(self, path: Path, limit: int | None = None, *, begin: bool = True) -> None:
         """Open FILE, and :meth:`begin` unless told otherwise. ``limit``: bytes of all files together.
@@ -161,9 +161,10 @@ class TraceRing:
         self.files_written += 1
 
     def close(self) -> None:
-        """Write what was kept back, and close FILE."""
+        """Write what was kept back, and close FILE, which is closed already where that failed."""
         self.flush()
-        os.close(self._fd)
+        if self.error is None:
+            os.close(self._fd)
 
     def _wait(self, until: float) -> None:
         """Wait for the reader of a pipe. Raises TimeoutError."""
@@ -178,6 +179,10 @@ class TraceRing:
     def _fail(self, error: OSError) -> None:
         self.error = error
         self.full = False
+        # Who follows the recording, or reads from the pipe, waits as long as FILE is locked, or open.
+        with suppress(OSError):
+            os.close(self._fd)
+        self._fd = -1  # the number is another file's soon
         self.when_failed(error)
 
 

@@ -147,16 +147,16 @@ async def test_fifty_rounds_leave_nothing_behind(parts: GuestParts, tmp_path: Pa
     path, commands = tmp_path / "qmp.sock", tmp_path / "commands.sock"
     extra = (*PORTS, "-qmp", f"unix:{commands},server=on,wait=off")
     async with parts.boot(qmp=path, extra=extra) as guest, connected(path) as qmp:
+        await plug_and_unplug_by_command(commands, guest, "native")
         for transport in TRANSPORTS:
             await plug_and_unplug(qmp, guest, transport)  # what QEMU and the guest allocate once
-        await plug_and_unplug_by_command(commands, guest, "native")
-        ours, qemus, guests = open_fds(), kept(guest.qemu.pid), await guests_memory(guest)
+        guests, ours, qemus = await guests_memory(guest), open_fds(), kept(guest.qemu.pid)
         for number, transport in enumerate(islice(cycle(TRANSPORTS), ROUNDS)):
             if number % BY_COMMAND:
                 await plug_and_unplug(qmp, guest, transport)
             else:
                 await plug_and_unplug_by_command(commands, guest, transport)
-        now, guests_now = kept(guest.qemu.pid), await guests_memory(guest)
+        guests_now, now = await guests_memory(guest), kept(guest.qemu.pid)
         assert (open_fds(), now.descriptors) == (ours, qemus.descriptors)
         # What follows is other people's: malloc, an emulator's cache of code, a kernel's. Once, QEMU takes 2 MiB more.
         assert now.mappings < qemus.mappings + ROUNDS // 5

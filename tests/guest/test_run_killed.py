@@ -62,15 +62,16 @@ def killed(run: int, order: tuple[str, ...], places: Places) -> Iterator[None]:
         pids["server" if server else "qemu"] = pid
     assert pids.keys() == RESULTS.keys()
     assert started_with(places) == set(pids.values())
-    ends = [os.pidfd_open(pid) for pid in pids.values()]
+    ends = {name: os.pidfd_open(pid) for name, pid in pids.items()}
     try:
         for name in order:
-            os.kill(pids[name], signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended with the one before it
+                signal.pidfd_send_signal(ends[name], signal.SIGKILL)
         yield
-        for end in ends:
+        for end in ends.values():
             assert select.select([end], [], [], SECONDS)[0], "a process is left"
     finally:
-        for end in ends:
+        for end in ends.values():
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(end, signal.SIGKILL)
             os.close(end)

@@ -235,7 +235,37 @@ async def test_a_line_that_is_too_long_is_answered_with_why(server: Server) -> N
 async def test_a_client_that_says_nothing_is_let_go(server: Server, autojump_clock: MockClock) -> None:
     async with await trio.open_unix_socket(str(server.control)) as stream:
         assert await stream.receive_some(1) == b""
-    assert trio.current_time() >= IDLE_SECONDS
+    assert trio.current_time() == pytest.approx(IDLE_SECONDS)
+
+
+async def test_a_client_that_does_not_take_its_answer_is_let_go(
+    server: Server, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def large(_scanout: int) -> Frame:
+        return Frame(0, PixelBuffer(1024, 1024, 4096, PixelLayout.BGRX, bytes(4 << 20)))
+
+    monkeypatch.setattr(server.engine, "capture", large)
+    async with await trio.open_unix_socket(str(server.control)) as stream:
+        await stream.send_all(b'{"command":"screenshot"}\n')
+        await trio.sleep(IDLE_SECONDS + 1)
+        received = 0
+        while data := await stream.receive_some():
+            received += len(data)
+    assert 0 < received < 4 << 20
+
+
+async def test_the_time_that_an_answer_takes_is_none_of_its_client_s_silence(
+    server: Server, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slow(_scanout: int) -> Frame:
+        await trio.sleep(5)
+        return FRAME
+
+    monkeypatch.setattr(server.engine, "capture", slow)
+    async with await trio.open_unix_socket(str(server.control)) as stream:
+        await trio.sleep(IDLE_SECONDS - 1)
+        await stream.send_all(b'{"command":"screenshot"}\n')
+        assert (await stream.receive_some(MAX_LINE)).startswith(b'{"ok":true')
 
 
 @asynccontextmanager

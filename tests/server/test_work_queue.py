@@ -313,6 +313,21 @@ def test_what_is_over_the_bound_is_dropped_and_remembered(bench: Bench) -> None:
     assert error.value.errno == errno.ENOBUFS
 
 
+def test_work_that_may_be_dropped_is_refused_over_the_bound_and_nothing_is_remembered(bench: Bench) -> None:
+    bench.queue.defer(bench.read(0))
+    bench.run()
+    for number in range(MAX_DEFERRED - 1):
+        bench.queue.defer(bench.note(number))
+    assert bench.queue.offer(bench.note("the last"))
+    assert not bench.queue.offer(bench.note("too many"))
+    bench.queue.check()
+    bench.queue.resume(b"read")
+    bench.run()
+    assert bench.notes == [b"read", *range(MAX_DEFERRED - 1), "the last"]
+    bench.queue.close()
+    assert not bench.queue.offer(bench.note("too late"))
+
+
 def test_work_is_withdrawn_until_it_has_begun(bench: Bench) -> None:
     begun, waiting = bench.read(0), bench.read(8)
     bench.queue.defer(begun)

@@ -13,11 +13,11 @@ import structlog
 import trio
 
 from server import log as logging
+from server.ending import Ending
 from server.exit_status import fail
 from server.notify import notify_ready
 from server.run_async import run_async
 from server.socket_path import SUN_PATH_MAX, SocketPathError, listen_at
-from server.stop_signals import stop_signals
 from server.trace.proxy.proxy import serve_proxy
 from server.trace.ring import TraceRing, parse_limit
 
@@ -38,22 +38,25 @@ def run_record(arguments: argparse.Namespace) -> int:
         return fail(f"--connect {arguments.connect}: {why}; no server is there")
     try:
         with ExitStack() as stack:
+            ending = stack.enter_context(Ending())
             listener = stack.enter_context(listen_at(arguments.listen))
             ring = TraceRing(arguments.file, limit)
             stack.callback(ring.close)
             _permit_many_fds()
-            run_async(_main, listener, ring, arguments)
+            run_async(_main, listener, ring, arguments, ending)
     except SocketPathError as error:
         return fail(error)
     return 0
 
 
-async def _main(listener: socket.socket, ring: TraceRing, arguments: argparse.Namespace) -> None:
+async def _main(
+    listener: socket.socket, ring: TraceRing, arguments: argparse.Namespace, ending: Ending
+) -> None:
     log = structlog.get_logger()
     file = str(arguments.file)
     ring.when_failed = lambda error: log.warning("trace_stopped", file=file, reason=error.strerror)
     async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(*stop_signals()) as signals:
+        with ending.signals() as signals:
             nursery.start_soon(_serve, listener, ring, arguments, nursery.cancel_scope)
             log.info(
                 "listening",

@@ -76,10 +76,17 @@ class SeenAreas(MappedAreas):
         """As the base class; of a display without areas there is nothing to say."""
         return super().look() if self._areas else iter(())
 
+    @property
+    def recording_ended(self) -> bool:
+        """As the base class; also after :meth:`finish`, as for what is no display."""
+        return self._ended or super().recording_ended
+
     def finish(self) -> None:
         """As the base class; what is offered from now on is not looked at."""
-        self._ended = True
-        super().finish()
+        try:
+            super().finish()
+        finally:
+            self._ended = True
 
     def before(self, message: Buffer) -> None:
         """Nothing: this is called when a message has been passed on, which is too late."""

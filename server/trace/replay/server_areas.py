@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from protocol import ProtocolError, RegionFlags, RegionInfo, SparseMmap
 from protocol.trace import AreaChange
+from server.dma import libc
 from server.fds import ReceivedFds
 from server.trace.reader import TraceReader
 from server.trace.text.names import Names
@@ -170,6 +171,11 @@ def _parts(info: RegionInfo, name: str, fds: Sequence[int]) -> Iterator[_Part]:
 
 
 def _file_size(fd: int) -> int:
-    """How many bytes a file has. -1 for what is none: that blocks, or does who knows what when written to."""
+    """How many bytes a file has. -1 for what is none: that blocks, or does who knows what when written to.
+
+    And for a file on FUSE: a write waits for the process that serves it, which may be the server.
+    """
     status = os.fstat(fd)
-    return status.st_size if stat.S_ISREG(status.st_mode) else -1
+    if not stat.S_ISREG(status.st_mode) or libc.filesystem_type(fd) == libc.FUSE_SUPER_MAGIC:
+        return -1
+    return status.st_size

@@ -63,7 +63,8 @@ class ServerConnection:
         """The server's own, and where to answer them."""
         self._held = 0
         """Bytes of replies and requests."""
-        self._room = trio.Event()
+        self._room = trio.lowlevel.ParkingLot()
+        """Who listens and may hold no more: on the main socket, on the twin, or on both."""
         self._timeout = timeout
         self.interrupts: Counter[tuple[int, int]] = Counter()
         """How often each vector was signalled, by IRQ index and vector."""
@@ -128,7 +129,7 @@ class ServerConnection:
 
     def _let_go(self, message: Message) -> None:
         self._held -= _cost(message)
-        self._room.set()
+        self._room.unpark_all()
 
     async def answer(self, channel: Channel, request: Message, reply: Packable | bytes | int) -> None:
         """Answer a request of the server: with a reply, a packed one, or an errno. Raises ServerGone."""
@@ -210,8 +211,7 @@ class ServerConnection:
                 if count % MAX_FLOOD == 0:
                     await trio.lowlevel.checkpoint()
                 while self._held > MAX_HELD:
-                    self._room = trio.Event()
-                    await self._room.wait()
+                    await self._room.park()
             reason = "the server closed the connection"
         except ProtocolError as error:
             reason = f"the server broke the protocol: {error.reason}"

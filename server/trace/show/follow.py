@@ -39,9 +39,10 @@ def open_followed(path: Path, output: TextIO, *, contents: bool) -> TraceReader:
 def followed(path: Path, wait: Wait) -> TraceReader:
     """A reader of a regular file, which calls ``wait`` when it has all that is there. Raises as that, and OSError."""
     files = _open_begun(path, wait)
-    if not files[-1].size or not files[-1].is_recorded:
-        return TraceReader(path, files)
-    return FollowingReader(path, files, wait)
+    newest = files[-1]
+    # Nobody records to a file that the ring has left behind either, but that has moved before it is unlocked.
+    ended = not newest.size or (not newest.is_recorded and newest.is_at(path))
+    return TraceReader(path, files) if ended else FollowingReader(path, files, wait)
 
 
 def _open_begun(path: Path, wait: Wait) -> list[TraceFile]:
@@ -85,7 +86,7 @@ class FollowingReader(TraceReader):
         at, head, waited, ended = 0, b"", False, False
         while not ended:
             # Asked before the rest is read, which is then all; and not of a file that may have been created just now.
-            ended = (waited or file.size > 0) and not file.is_recorded
+            ended = (waited or file.size > 0) and (self._is_replaced(file) or not file.is_recorded)
             while piece := file.read(at):
                 head = head or piece[:HEAD]
                 _check(file, head)
@@ -96,6 +97,13 @@ class FollowingReader(TraceReader):
                 self._wait()
                 waited = True
 
+    def _is_replaced(self, file: TraceFile) -> bool:
+        """Whether the ring has turned, which is how ``file`` ends also where the file system has no locks.
+
+        False where it has moved and the next is not there yet.
+        """
+        return not file.is_at(self._newest_path) and self._newest_path.exists()
+
     def _add_newer(self, file: TraceFile) -> None:
         """Open what the recording wrote behind ``file``, which has ended; if it goes on, the next has begun."""
         newer: list[TraceFile] = []
@@ -105,8 +113,8 @@ class FollowingReader(TraceReader):
                 if file.is_at(path):
                     break
                 with suppress(FileNotFoundError):
-                    if path.is_file() and not any(one.is_at(path) for one in newer):
-                        newer.append(TraceFile(path, path.open("rb", buffering=0)))
+                    if path.is_file():
+                        _open_unless_there(path, newer, file)
             else:
                 # It is gone: we are late, or another recorder has removed it.
                 newer = _of_recording_of(file, newer)
@@ -119,6 +127,17 @@ class FollowingReader(TraceReader):
 
     def _all_contents(self) -> Iterator[tuple[bytes, int]]:
         return iter(())  # they are where the recorder says, which nobody has moved
+
+
+def _open_unless_there(path: Path, newer: list[TraceFile], file: TraceFile) -> None:
+    """Open ``path`` as one more of ``newer``, unless it is one of them, or ``file``."""
+    opened = path.open("rb", buffering=0)
+    # Not asked before, and not of the path: when the ring turns, a file that is open already takes it.
+    link = Path(f"/proc/self/fd/{opened.fileno()}")
+    if any(one.is_at(link) for one in (file, *newer)):
+        opened.close()
+    else:
+        newer.append(TraceFile(path, opened))
 
 
 def _check(file: TraceFile, head: bytes) -> None:

@@ -14,7 +14,7 @@ from server.trace.reader import TraceReader
 from server.trace.trace_files import PIECE, TraceFile
 
 MAX_KEPT: Final = 1 << 30
-"""Bytes that are kept in a temporary file at a time, for what refers to them."""
+"""Bytes that are kept in temporary files, for what refers to them. The last half of so many is always there."""
 
 
 class PipeReader(TraceReader):
@@ -25,9 +25,13 @@ class PipeReader(TraceReader):
         self._source = _open(path)
         self._output = output
         self._contents = contents
-        self._kept: BinaryIO = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - the TraceFile closes it
-        self._kept_from = self._end = 0
-        super().__init__(path, [TraceFile(Path("standard input") if str(path) == "-" else path, self._kept)])
+        self._end = 0
+        try:
+            self._kept = _Kept(Path("standard input") if str(path) == "-" else path)
+        except BaseException:
+            self._source.close()
+            raise
+        super().__init__(path, [self._kept])
 
     def close(self) -> None:
         """Close the files."""
@@ -46,22 +50,64 @@ class PipeReader(TraceReader):
             if not piece:
                 return
             if self._contents:
-                self._keep(piece)
+                self._kept.keep(piece)
             self._end += len(piece)
             yield piece
 
-    def _keep(self, piece: bytes) -> None:
-        fd = self._kept.fileno()
-        if self._end - self._kept_from > MAX_KEPT:
-            os.ftruncate(fd, 0)
-            self._kept_from = self._end
-        at = self._end
-        while piece:
-            done = os.pwrite(fd, piece, at)
-            piece, at = piece[done:], at + done
-
     def _all_contents(self) -> Iterator[tuple[bytes, int]]:
         return iter(())  # they are where the recorder says, which nobody has moved
+
+
+class _Half:
+    """A temporary file with what came from ``start`` on."""
+
+    def __init__(self) -> None:
+        self.start = self.end = 0
+        self.file: BinaryIO = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - the _Kept closes it
+
+    def begin(self, start: int) -> None:
+        """Forget everything."""
+        os.ftruncate(self.file.fileno(), 0)
+        self.start = self.end = start
+
+    def add(self, piece: bytes) -> None:
+        while piece:
+            done = os.pwrite(self.file.fileno(), piece, self.end - self.start)
+            piece = piece[done:]
+            self.end += done
+
+    def read(self, at: int, count: int) -> bytes:
+        """What it has from ``at`` on, if that is in it."""
+        inside = self.start <= at < self.end
+        return os.pread(self.file.fileno(), count, at - self.start) if inside else b""
+
+
+class _Kept(TraceFile):
+    """The last of what came: what is added goes to one half, and when that is full, in the place of the other."""
+
+    def __init__(self, path: Path) -> None:
+        self._older, self._newer = _Half(), _Half()
+        super().__init__(path, self._newer.file)
+
+    @property
+    def size(self) -> int:
+        return self._newer.end
+
+    def keep(self, piece: bytes) -> None:
+        """Add what comes next."""
+        end = self._newer.end
+        if end + len(piece) - self._newer.start > MAX_KEPT // 2:
+            self._older, self._newer = self._newer, self._older
+            self._newer.begin(end)
+        self._newer.add(piece)
+
+    def read(self, at: int, count: int = PIECE) -> bytes:
+        found = self._older.read(at, count)
+        return found + self._newer.read(at + len(found), count - len(found))
+
+    def close(self) -> None:
+        self._older.file.close()
+        self._newer.file.close()
 
 
 def _open(path: Path) -> BinaryIO:

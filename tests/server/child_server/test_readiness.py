@@ -111,6 +111,23 @@ async def test_a_server_is_not_waited_for_without_end(child: Child, loop: bool) 
     assert await child.outcome(loop, 0.01) is Outcome.LATE
 
 
+@pytest.mark.parametrize("ready", [True, False])
+@with_and_without_loop
+async def test_who_looks_too_late_sees_what_has_come_of_it(child: Child, loop: bool, ready: bool) -> None:
+    """As who was stopped by a Ctrl-Z meanwhile."""
+    if ready:
+        child.says(b"READY=1")
+    else:
+        child.ends()
+    assert await child.outcome(loop, 0.0) is (Outcome.READY if ready else Outcome.ENDED)
+
+
+def test_who_looks_too_late_can_be_interrupted(child: Child) -> None:
+    child.interrupted()
+    child.says(b"READY=1")
+    assert child.readiness.wait_without_loop(child.pidfd, child.stop, 0.0) is Outcome.INTERRUPTED
+
+
 def test_who_waits_without_trio_can_be_interrupted(child: Child) -> None:
     child.interrupted()
     child.says(b"READY=1")
@@ -132,10 +149,11 @@ def test_a_folder_whose_name_is_too_long_is_named_with_the_fix(tmp_path: Path) -
     [
         (Outcome.ENDED, "no such device", "no such device"),
         (Outcome.ENDED, "", "it has ended without a word"),
+        (Outcome.ENDED, None, "it has ended; its log says why"),
         (Outcome.LATE, "no such device", "it does not listen after 60 s"),
     ],
 )
 def test_the_reason_is_what_the_server_has_said_where_it_has_ended(
-    outcome: Outcome, last_line: str, says: str
+    outcome: Outcome, last_line: str | None, says: str
 ) -> None:
     assert why_not_ready(outcome, last_line) == says

@@ -164,11 +164,13 @@ async def test_a_device_that_the_guest_keeps_is_not_waited_for_without_end(
     tmp_path: Path, socket_path: Path, autojump_clock: MockClock
 ) -> None:
     qemu = FakeQemu(is_numbered=False, says={"device_del": lambda _: [returns({})]})
+    warned: list[str] = []
     async with talking_to(qemu, tmp_path) as qmp:
         with trio.move_on_after(1):
-            await attach(qmp, Wish(socket_path=socket_path))
+            await attach(qmp, Wish(socket_path=socket_path), warned.append)
     assert "vgpud0" in qemu.devices
     assert trio.current_time() < 30
+    assert warned == ["vgpud0 could not be taken back: it is in the guest, and served"]
 
 
 async def test_a_device_that_qemu_would_not_survive_the_removal_of_stays(
@@ -181,10 +183,12 @@ async def test_a_device_that_qemu_would_not_survive_the_removal_of_stays(
         return [returns({})]
 
     qemu.says["device_add"] = add
+    warned: list[str] = []
     async with talking_to(qemu, tmp_path) as qmp:
         with trio.move_on_after(1):
-            await attach(qmp, Wish(socket_path=socket_path))
+            await attach(qmp, Wish(socket_path=socket_path), warned.append)
     assert "device_del" not in qemu.commands()
+    assert warned == ["vgpud0 could not be taken back: it is in the guest, and served"]
 
 
 @pytest.mark.parametrize(

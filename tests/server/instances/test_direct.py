@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
@@ -38,6 +41,21 @@ def end(pid: int) -> None:
     """Kill a server as a crash does: it cleans up nothing."""
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
+
+
+def no_locks(*_: object) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """Files get no longer, as where the disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def define(vgpud: Vgpud, *more: str, uuid: UUID = ONE) -> str:
@@ -179,6 +197,60 @@ def test_what_a_crashed_server_left_is_removed_by_stopping_it(vgpud: Vgpud) -> N
     assert not sockets(vgpud.places)
     assert vgpud.instances() == {}
     assert "is not running" in vgpud.refusal("stop", str(ONE))
+
+
+def test_what_a_crashed_server_left_is_removed_where_the_disk_is_full(vgpud: Vgpud) -> None:
+    define(vgpud)
+    vgpud.well("start", str(ONE))
+    end(pid_of(vgpud.places, ONE))
+    with no_room():
+        vgpud.well("stop", str(ONE))
+    assert not sockets(vgpud.places)
+
+
+def test_a_definition_is_removed_where_the_disk_is_full(vgpud: Vgpud) -> None:
+    define(vgpud)
+    vgpud.well("start", str(ONE))
+    end(pid_of(vgpud.places, ONE))
+    with no_room():
+        vgpud.well("undefine", str(ONE))
+    assert list(vgpud.places.runtime.iterdir()) == []
+
+
+def test_what_is_left_and_cannot_be_removed_is_no_success(
+    vgpud: Vgpud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    define(vgpud)
+    vgpud.well("start", str(ONE))
+    end(pid_of(vgpud.places, ONE))
+    monkeypatch.setattr("server.instances.pid_file.fcntl.lockf", no_locks)
+    says = vgpud.refusal("stop", str(ONE))
+    assert says == f"vgpud: {vgpud.places.pid_file(ONE)}: No locks available\n"
+
+
+def test_why_a_server_does_not_start_is_said_also_where_what_it_left_cannot_be_removed(
+    vgpud: Vgpud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    define(vgpud)
+    monkeypatch.setattr("server.instances.pid_file.fcntl.lockf", no_locks)
+    with listening(vgpud.places.socket(ONE)):
+        assert "another server is listening there" in vgpud.refusal("start", str(ONE))
+
+
+def test_what_another_server_has_is_not_removed(vgpud: Vgpud) -> None:
+    define(vgpud)
+    with held_by_another(vgpud.places.pid_file(ONE)), listening(vgpud.places.control(ONE)):
+        direct.Direct(vgpud.places)._clear(ONE)
+        assert vgpud.places.control(ONE).is_socket()
+
+
+def test_the_socket_for_metrics_of_a_crashed_server_is_removed(vgpud: Vgpud) -> None:
+    define(vgpud, "--metrics")
+    vgpud.well("start", str(ONE))
+    assert vgpud.places.metrics(ONE).is_socket()
+    end(pid_of(vgpud.places, ONE))
+    vgpud.well("stop", str(ONE))
+    assert not vgpud.places.metrics(ONE).exists()
 
 
 def test_an_instance_that_failed_starts_by_itself(vgpud: Vgpud) -> None:

@@ -123,13 +123,13 @@ def test_a_log_that_cannot_be_had_is_one_line_and_nothing_runs(vgpud: Vgpud) -> 
     assert not sockets(vgpud.places)
 
 
-def limited() -> None:
-    """In a child: files of no more than 1 MiB, and not the privilege to have more."""
-    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_SYS_RESOURCE)  # refused where nobody is privileged
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LESS_THAN_A_LOG, LESS_THAN_A_LOG))
+@pytest.mark.parametrize("hard", [LESS_THAN_A_LOG, resource.RLIM_INFINITY], ids=["hard", "soft"])
+def test_a_server_starts_where_files_may_be_no_larger_than_a_log(vgpud: Vgpud, hard: int) -> None:
+    def limited() -> None:
+        """In a child: files of no more than 1 MiB, and not the privilege to have more."""
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LESS_THAN_A_LOG, hard))
+        ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_SYS_RESOURCE)  # refused where nobody is privileged
 
-
-def test_a_server_starts_where_files_may_be_no_larger_than_a_log(vgpud: Vgpud) -> None:
     define(vgpud)
     folders = ["--config-dir", str(vgpud.places.definitions), "--runtime-dir", str(vgpud.places.runtime)]
     done = subprocess.run(

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from server.child_server.readiness import START_SECONDS
 from server.cli import build_parser
+from server.instances.direct import STOP_SECONDS
 from server.instances.places import SYSTEM_DEFINITIONS, SYSTEM_RUNTIME, Places
+from server.instances.systemd import SECONDS
 from tests.server.instances.command import ONE
 
 FOLDER = Path(__file__).parents[3] / "systemd"
@@ -109,6 +112,19 @@ def test_the_service_has_its_socket_and_says_when_it_is_ready() -> None:
     service = settings(SERVICE)
     assert service["Requires"] == service["After"] == [f"vgpud@{ONE}.socket"]
     assert service["Type"] == ["notify"]
+
+
+def test_the_service_has_as_much_time_as_a_server_without_systemd() -> None:
+    service = settings(SERVICE)
+    assert service["TimeoutStartSec"] == [f"{START_SECONDS:.0f}"]
+    assert service["TimeoutStopSec"] == [f"{STOP_SECONDS:.0f}"]
+
+
+def test_systemctl_has_more_time_than_a_service_that_ends_and_starts() -> None:
+    service = settings(SERVICE)
+    (start,), (stop,) = service["TimeoutStartSec"], service["TimeoutStopSec"]
+    ending = 2 * int(stop)  # systemd.service(5): behind SIGTERM, and again behind SIGKILL
+    assert ending + int(start) < SECONDS
 
 
 def test_the_socket_is_for_a_group_and_not_for_the_world() -> None:

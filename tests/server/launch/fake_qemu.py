@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -201,7 +201,8 @@ class Launcher:
             finally:
                 for pid in (run.pid, running.qemu.pid, *running.server_pids):
                     if run.poll() is None:
-                        os.kill(pid, 9)
+                        with suppress(ProcessLookupError):
+                            os.kill(pid, 9)
                 for pidfd in running.server_pidfds:
                     os.close(pidfd)
                 running.qemu.close()

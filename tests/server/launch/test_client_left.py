@@ -53,13 +53,16 @@ def test_who_is_told_to_end_while_it_ends_cleans_up_all_the_same(tmp_path: Path,
         options = ["--fd", str(listener.fileno()), "--control", str(control), "--transport", transport]
         command = [sys.executable, "-c", TOLD_AS_WELL, *options]
         with subprocess.Popen(command, pass_fds=[listener.fileno()]) as server:
-            client.connect(os.fspath(tmp_path / "device"))
-            client.settimeout(SECONDS)
-            client.sendall(encode_request(0, Version(0, 0)))
-            assert client.recv(4096)
-            assert control.is_socket()
-            client.close()
-            assert server.wait(SECONDS) == CLIENT_LEFT
+            try:
+                client.connect(os.fspath(tmp_path / "device"))
+                client.settimeout(SECONDS)
+                client.sendall(encode_request(0, Version(0, 0)))
+                assert client.recv(4096)
+                assert control.is_socket()
+                client.close()
+                assert server.wait(SECONDS) == CLIENT_LEFT
+            finally:
+                server.kill()  # else the end of the block would wait for a server whose client is there still
     assert not control.exists()
 
 

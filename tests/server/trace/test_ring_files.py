@@ -78,6 +78,24 @@ def test_a_file_that_somebody_records_to_is_refused_until_he_has_ended(file: Pat
         assert files_of(file) == [file]
 
 
+def test_a_recording_that_has_failed_is_not_in_the_way_of_another(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_fd: int, _data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with ring_at(file) as ring:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            ring.append(START)
+            ring.flush()
+        with ring_at(file) as other:
+            other.append(START)
+            ring.append(block(1))
+            ring.flush()
+    assert file.read_bytes() == START
+
+
 def test_two_recordings_are_told_apart(tmp_path: Path) -> None:
     with ring_at(tmp_path / "a") as a, ring_at(tmp_path / "b") as b:
         assert a.recording != b.recording
@@ -127,6 +145,8 @@ def test_a_reader_that_stops_reading_ends_the_recording(
             os.close(reader)
         for number in range(20):
             ring.append(block(number, 200_000))
+        while not leaves and os.read(reader, 1 << 20):
+            pass  # to its end, which is there although the recorder stays
     if not leaves:
         os.close(reader)
     assert [error.errno for error in reported] == [errno.EPIPE if leaves else errno.ETIMEDOUT]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ from server.client import open_client
 from server.native.serve import ConnectionOptions
 from server.screenshot import compose
 from server.trace.export.frames import export_frames
+from server.trace.mapped_areas import keep_looking
 from server.trace.proxy import seen_areas
 from server.trace.proxy.seen_areas import SeenAreas
 from server.trace.proxy.tap import SessionRecorder
@@ -258,20 +260,34 @@ async def test_nothing_is_read_from_what_is_no_memfd(greeted: Pair, tmp_path: Pa
         os.close(fd)
 
 
-def test_of_a_display_without_areas_there_is_nothing_to_say(tmp_path: Path) -> None:
+def heard_class(number: int, recorder: SessionRecorder) -> SeenAreas:
+    """What has heard nothing but the class of the device."""
     decoder = Decoder(max_message_size(PAGE), 0)
-    decoder.feed(encode_reply(1, Command.REGION_READ, RegionReadReply(11, CONFIG, bytes([DISPLAY]))), ())
-    ring = TraceRing(tmp_path / "trace")
-    recorder = SessionRecorder(ring, SessionInfo("a proxy"))
-    recorder.start()
+    decoder.feed(encode_reply(1, Command.REGION_READ, RegionReadReply(11, CONFIG, bytes([number]))), ())
     areas = SeenAreas(recorder)
     for message in decoder:
         areas.hear(message, [])
-    for _ in areas.look():
+    return areas
+
+
+def test_of_a_display_without_areas_there_is_nothing_to_say(tmp_path: Path) -> None:
+    ring = TraceRing(tmp_path / "trace")
+    recorder = SessionRecorder(ring, SessionInfo("a proxy"))
+    recorder.start()
+    for _ in heard_class(DISPLAY, recorder).look():
         pass
     ring.close()
     with TraceReader(tmp_path / "trace") as reader:
         assert [type(one) for one in reader] == [TracedSession]
+
+
+async def test_nobody_goes_on_looking_at_what_is_no_display(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    with closing(TraceRing(tmp_path / "trace")) as ring:
+        areas = heard_class(NETWORK, SessionRecorder(ring, SessionInfo("a proxy")))
+        with trio.fail_after(60):
+            await keep_looking(areas)
 
 
 async def test_a_file_that_the_server_cuts_does_no_harm(greeted: Pair, screen: int) -> None:

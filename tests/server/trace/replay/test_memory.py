@@ -12,7 +12,7 @@ from protocol.trace import TraceError
 from server.trace.fd_facts import FdFacts
 from server.trace.replay import memory as replay_memory
 from server.trace.replay.memory import MAX_LEAVING, ReplayMemory
-from tests.fds import open_fds
+from tests.fds import open_fds, settled_fds
 
 PAGE = 4096
 BASE = 16 * PAGE
@@ -21,7 +21,7 @@ FILE = FdFacts("memfd", 1, 7, 1 << 20)
 
 @pytest.fixture
 def memory() -> Iterator[ReplayMemory]:
-    before = open_fds()
+    before = settled_fds()
     made = ReplayMemory()
     yield made
     made.close()
@@ -50,7 +50,7 @@ def test_an_unmap_that_is_answered_late_leaves_what_was_mapped_behind_it(
 
 
 def test_private_memory_that_is_mapped_again_is_new_and_nothing_else_is_touched(memory: ReplayMemory) -> None:
-    fds = open_fds()
+    fds = settled_fds()
     for number in range(1, 6):
         memory.map(region(BASE), None, number)
         memory.settle()

@@ -29,7 +29,7 @@ from server.trace.replay.message_access import GRACE_SECONDS, MessageAccess
 from server.trace.replay.report import Report
 from tests.server.register_device import PAGE
 from tests.server.trace.replay.sessions import BASE
-from tests.server.trace.replay.test_hostile_servers import connection
+from tests.server.trace.replay.test_server_connection import connection
 from tests.server.trace.replay.traces import made_up
 
 SPARE = 200_000

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from protocol import RegionFlags, RegionInfo, SparseArea, SparseMmap
 from protocol.trace import AreaChange, TraceError, digest, pack_content
 from server.client import VfioUserClient
+from server.dma import libc
 from server.fds import ReceivedFds
 from server.trace.reader import TraceReader
 from server.trace.replay.server_areas import (
@@ -25,7 +26,7 @@ from server.trace.replay.server_areas import (
     AreasRefused,
     ServerAreas,
 )
-from tests.fds import open_fds
+from tests.fds import open_fds, settled_fds
 from tests.server.register_device import AREAS, BAR3, PAGE, RegisterDevice
 from tests.server.running import TRANSPORTS
 from tests.server.trace.replay.sessions import record, replayed
@@ -112,7 +113,7 @@ def test_what_waits_takes_no_more_memory_than_is_set_aside(areas: ServerAreas, f
 
 def test_as_many_areas_as_there_may_be_take_one_file(areas: ServerAreas, file: int) -> None:
     os.ftruncate(file, PLACE + 16 * MAX_AREAS)
-    before = open_fds()
+    before = settled_fds()
     sparse = [(16 * number, 8) for number in range(MAX_AREAS)]
     areas.offered(info(*sparse, size=16 * MAX_AREAS), [file])
     assert open_fds() == before + 1
@@ -128,7 +129,7 @@ def test_areas_that_overlap_are_refused_and_nothing_is_written(
     areas: ServerAreas, file: int, sparse: list[tuple[int, int]]
 ) -> None:
     areas.put(change(0, b"before"))
-    before = open_fds()
+    before = settled_fds()
     with pytest.raises(AreasRefused, match="areas of BAR3"):
         areas.offered(info(*sparse), [file])
     areas.put(change(2 * PAGE, b"here"))
@@ -245,6 +246,15 @@ def test_a_file_that_is_too_short_or_none_is_done_without(areas: ServerAreas, fi
     areas.offered(info((0, PAGE)), [])
     areas.offered(memoryview(b"nonsense"), [file])
     areas.put(change(0, b"here"))
+
+
+def test_a_file_on_fuse_is_done_without(
+    areas: ServerAreas, file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libc, "filesystem_type", lambda _fd: 0x65735546)  # FUSE_SUPER_MAGIC of linux/magic.h
+    areas.offered(info((0, PAGE)), [file])
+    areas.put(change(0, b"here"))
+    assert not any(content(file))
 
 
 def test_a_file_that_cannot_be_written_is_done_without(areas: ServerAreas, file: int) -> None:

@@ -1,9 +1,11 @@
-"""A recorder that goes on each time when who follows it has all that is there, and what was read."""
+"""A recorder that goes on each time when who follows it has all that is there, a pipe, and what was read."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import closing
+import os
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -66,6 +68,24 @@ class Read:
                 self.ids.append(one.header.message_id)
             elif isinstance(one, TracedEvents):
                 self.data += [reader.data(event) for event in one.events if isinstance(event, Access)]
+
+
+@contextmanager
+def piped(data: bytes) -> Iterator[Path]:
+    """A pipe to which ``data`` is written, as fast as it is read."""
+
+    def write() -> None:
+        with suppress(BrokenPipeError), os.fdopen(writer, "wb") as target:
+            target.write(data)
+
+    reader, writer = os.pipe()
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield Path(f"/dev/fd/{reader}")
+    finally:
+        os.close(reader)
+        thread.join()
 
 
 def follow(path: Path, script: Generator[None], read: Read) -> TraceReader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import select
 import shutil
@@ -24,13 +25,14 @@ from protocol.trace import Access, TraceError
 from server.cli import main
 from server.trace.output import pause
 from server.trace.reader import Traced, TracedEvents, TraceReader
-from server.trace.show import follow, piped
+from server.trace.show import follow
+from server.trace.show import piped as piped_module
 from server.trace.show.piped import PipeReader
 from tests.server.test_command_line import SECONDS, VGPUD, greet, serving
 from tests.server.trace.proxy.test_command import recording, started
-from tests.server.trace.show.following import Writer, page
+from tests.server.trace.show.following import Writer, piped
 from tests.server.trace.showing import show
-from tests.server.trace.test_recorder import PAGE
+from tests.server.trace.test_recorder import IN, PAGE, message_of
 
 pytestmark = pytest.mark.usefixtures("no_fd_leaks")
 
@@ -171,13 +173,9 @@ def recorded(ended: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def pipe() -> Iterator[Path]:
-    """A trace that has been written to a pipe."""
-    reader, writer = os.pipe()
-    with os.fdopen(reader, "rb") as source:
-        with os.fdopen(writer, "wb") as target:
-            fcntl.fcntl(target, fcntl.F_SETPIPE_SZ, 1 << 20)
-            target.write(BOOT.read_bytes())
-        yield Path(f"/dev/fd/{source.fileno()}")
+    """A trace that is written to a pipe."""
+    with piped(BOOT.read_bytes()) as path:
+        yield path
 
 
 @pytest.mark.parametrize("kind", ["ended", "recorded", "pipe"])
@@ -243,35 +241,39 @@ def test_a_pipe_that_ends_too_early_is_said(
     assert ("empty: nothing was recorded" if size == 0 else "cut short: its last") in said.err
 
 
-def test_what_is_kept_of_a_pipe_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a device reads again is found as long as not too much came since it was stored."""
+def test_what_came_through_a_pipe_is_kept_as_long_as_promised_and_within_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each message the device reads a new page, the one of three messages ago, and the one of ten."""
     files: list[IO[bytes]] = []
 
     def temporary_file(buffering: int) -> IO[bytes]:
         files.append(TemporaryFile(buffering=buffering))  # noqa: SIM115 - the reader closes it
         return files[-1]
 
-    monkeypatch.setattr(piped, "tempfile", SimpleNamespace(TemporaryFile=temporary_file))
-    monkeypatch.setattr(piped, "MAX_KEPT", 200_000)
-    monkeypatch.setattr(piped, "PIECE", 1 << 14)
-    with closing(Writer(tmp_path / "whole")) as written:
-        written.write(15)
-    reader, writer = os.pipe()
+    monkeypatch.setattr(piped_module, "tempfile", SimpleNamespace(TemporaryFile=temporary_file))
+    monkeypatch.setattr(piped_module, "MAX_KEPT", 10 * PAGE)
+    monkeypatch.setattr(piped_module, "PIECE", 1000)
+    pages = [hashlib.shake_128(bytes([number])).digest(PAGE) for number in range(60)]
+    with closing(Writer(tmp_path / "whole")) as writer:
+        for number in range(10, 60):
+            writer.recorder.message(IN, message_of(number, 30))
+            for ago in (0, 3, 10):
+                writer.recorder.read(0, pages[number - ago])
+        writer.recorder.flush()
     found: list[bytes | None] = []
-    on_disk = 0
-    with os.fdopen(reader, "rb") as source, Path(os.devnull).open("w") as nowhere:
-        with os.fdopen(writer, "wb") as target:
-            fcntl.fcntl(target, fcntl.F_SETPIPE_SZ, 1 << 20)
-            target.write((tmp_path / "whole").read_bytes())
-        with PipeReader(Path(f"/dev/fd/{source.fileno()}"), nowhere, contents=True) as trace:
-            for one in trace:
-                on_disk = max(on_disk, 512 * os.fstat(files[0].fileno()).st_blocks)
-                found += _data(trace, one)
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        piped((tmp_path / "whole").read_bytes()) as pipe,
+        PipeReader(pipe, nowhere, contents=True) as trace,
+    ):
+        for one in trace:
+            found += _data(trace, one)
+            assert sum(os.fstat(file.fileno()).st_size for file in files) <= 10 * PAGE
 
-    there = found.index(None)
-    assert there > 3
-    assert found == [page(number) for number in range(there)] + [None] * (15 - there)
-    assert 200_000 < on_disk < 200_000 + (1 << 14) + 2 * PAGE
+    assert found[30:] == [
+        data for number in range(20, 60) for data in (pages[number], pages[number - 3], None)
+    ]
 
 
 def _data(reader: TraceReader, one: Traced) -> Iterator[bytes | None]:
