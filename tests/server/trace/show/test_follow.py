@@ -7,7 +7,7 @@ import fcntl
 import gc
 import os
 import tracemalloc
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -32,22 +32,6 @@ from tests.server.trace.test_recorder import IN, INFO, OUT, message_of
 pytestmark = pytest.mark.usefixtures("no_fd_leaks")
 
 CONTINUED = replace(INFO, continued=True)
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "trace"
-
-
-@pytest.fixture
-def writer(file: Path) -> Iterator[Writer]:
-    with closing(Writer(file)) as writer:
-        yield writer
-
-
-@pytest.fixture
-def read() -> Read:
-    return Read()
 
 
 @pytest.mark.parametrize("at_a_time", [1, 7, 25, 45])

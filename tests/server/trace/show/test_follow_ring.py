@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,22 +18,6 @@ from tests.server.trace.show.following import Read, Writer, follow
 from tests.server.trace.test_recorder import INFO
 
 pytestmark = pytest.mark.usefixtures("no_fd_leaks")
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "trace"
-
-
-@pytest.fixture
-def writer(file: Path) -> Iterator[Writer]:
-    with closing(Writer(file)) as writer:
-        yield writer
-
-
-@pytest.fixture
-def read() -> Read:
-    return Read()
 
 
 @pytest.fixture
